@@ -1,0 +1,106 @@
+"""What a backend declares about itself: limits, needs and costs. Free of torch at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+Mode = Literal["fwd", "fwdbwd"]
+
+
+class UnsupportedError(RuntimeError):
+    """A backend was asked for what it does not do; ``reasons`` holds every reason, not the first."""
+
+    reasons: tuple[str, ...]
+
+    def __init__(self, reasons: Iterable[str], *, who: str = "this backend") -> None:
+        self.reasons = tuple(reasons)
+        super().__init__(f"{who} cannot run: " + "; ".join(self.reasons))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One call of the attention seam. ``live_pairs`` counts over the whole batch; sizes in bytes per element."""
+
+    batch: int
+    n_atom: int
+    n_neighbor: int
+    heads: int
+    head_dim: int
+    c_pair: int
+    live_pairs: int
+    itemsize: int  # of Q, K, V, O
+    pair_itemsize: int  # of p
+
+    @property
+    def n_pairs(self) -> int:
+        """Slots of the pair tensor, B * N * K, padding included."""
+        return self.batch * self.n_atom * self.n_neighbor
+
+    @property
+    def p_bytes(self) -> int:
+        return self.n_pairs * self.c_pair * self.pair_itemsize
+
+    @property
+    def atom_bytes(self) -> int:
+        """One of Q, K, V, O: B * N * H * D elements."""
+        return self.batch * self.n_atom * self.heads * self.head_dim * self.itemsize
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One call of ``_attend`` (and its backward in mode ``fwdbwd``).
+
+    ``flops`` counts the products, two per multiply-add; ``bytes`` is the traffic with main memory, what fits the
+    cache not counted; ``peak_bytes`` is the most that is allocated at once above the inputs, outputs included.
+    """
+
+    flops: int
+    bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The declaration that ends every backend's file.
+
+    ``cost`` maps (shape, mode) to a :class:`Cost`; ``backward`` lists the devices that have one; ``requires`` names
+    foreign modules, imported where they are used and nowhere else; ``probe(device)`` returns further reasons why not,
+    asked only where the device is there and ``requires`` imports.
+    """
+
+    block: type[AtomTransformerBlock]
+    summary: str
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    cost: Callable[[Shape, Mode], Cost]
+    backward: tuple[str, ...] = ("cpu", "cuda")
+    requires: tuple[str, ...] = ()
+    min_capability: tuple[int, int] | None = None
+    needs_band: bool = False
+    needs_unique: bool = False
+    probe: Callable[[str], list[str]] | None = None
+
+
+def operation_floor(shape: Shape, mode: Mode) -> tuple[int, int]:
+    """The fewest FLOPs and bytes that *any* implementation of the seam needs: ``(flops, bytes)``.
+
+    Forward: p is read once over the live pairs, Q, K, V are read and O is written; a pair costs ``2 D`` FLOPs per head
+    in each of the two products and ``2 C`` per head in the projection. Backward: every product has two gradients of
+    the same cost; p is read again and dp written whole (it is 0 in padding slots), Q, K, V, O, dO are read and
+    dQ, dK, dV written. Index and mask are not counted: a band is described by O(N) numbers.
+    """
+    per_pair = shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
+    flops = shape.live_pairs * per_pair
+    p_live = shape.live_pairs * shape.c_pair * shape.pair_itemsize
+    if mode == "fwd":
+        return flops, p_live + 4 * shape.atom_bytes
+    if mode == "fwdbwd":
+        return 3 * flops, 2 * p_live + shape.p_bytes + 12 * shape.atom_bytes
+    raise ValueError(f"mode: expected 'fwd' or 'fwdbwd', got {mode!r}")

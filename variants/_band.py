@@ -1,0 +1,143 @@
+"""The band plan: neighbour lists that are contiguous runs of atoms, found, checked and remembered.
+
+When residues are numbered in order, the neighbours of atom l are one run of atoms. The plan holds that run for every
+row, so that a backend can slice keys instead of gathering them. A plan is made once per (neighbor_idx, valid_mask)
+pair and reused by every block and step.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._backend import UnsupportedError
+
+_CHECK_ELEMENTS = 1 << 20  # slots looked at per step, so that checking needs little memory
+
+
+class NotABand(UnsupportedError):
+    """Some row's live neighbours are not at ``base + slot``; ``row`` is the first such row."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        self.row = row
+        super().__init__([reason], who="a band backend")
+
+
+@dataclass(frozen=True, eq=False)
+class BandPlan:
+    """Row l's slot k holds atom ``base[l] + k``; its live atoms lie in ``[start[l], stop[l])``.
+
+    ``base``, ``start``, ``stop`` are int64 ``[N]`` on the index's device; a dead row has start = stop = 0.
+    ``has_holes``: some slot between the first and the last live slot of its row is dead in some batch item, so the mask
+    is needed beside the hull. ``monotone``: neither starts nor stops of live rows ever decrease. ``n_live`` counts live slots of
+    the whole batch (one item's, for a mask ``[N, K]``).
+    """
+
+    base: Tensor
+    start: Tensor
+    stop: Tensor
+    n_neighbor: int
+    has_holes: bool
+    monotone: bool
+    n_live: int
+
+
+def band_plan(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan:
+    """The plan of ``neighbor_idx [N, K]`` under ``valid_mask [N, K]`` or ``[B, N, K]``.
+
+    Raises :class:`NotABand` with the first offending row. Equal identities and versions of both tensors give the plan
+    made before; it goes when either tensor goes. Inference tensors have no version and are planned anew each time.
+    """
+    return _cached_plan(neighbor_idx, valid_mask)
+
+
+@torch.compiler.disable
+def _cached_plan(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan:
+    if neighbor_idx.is_inference() or valid_mask.is_inference():
+        return _make_plan(neighbor_idx, valid_mask)
+    return _CACHE.get(neighbor_idx, valid_mask)
+
+
+class _PlanCache:
+    """Plans by the identity and version of the two tensors, holding neither: an entry leaves with either of them."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[int, int], tuple[weakref.ref, weakref.ref, tuple[int, int], BandPlan]] = {}
+
+    def get(self, idx: Tensor, mask: Tensor) -> BandPlan:
+        key, versions = (id(idx), id(mask)), (idx._version, mask._version)
+        entry = self._entries.get(key)
+        if entry is not None and entry[0]() is idx and entry[1]() is mask and entry[2] == versions:
+            return entry[3]
+        plan = _make_plan(idx, mask)
+
+        def forget(_: object) -> None:
+            self._entries.pop(key, None)
+
+        self._entries[key] = (weakref.ref(idx, forget), weakref.ref(mask, forget), versions, plan)
+        return plan
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+_CACHE = _PlanCache()
+
+
+@torch.no_grad()
+def _make_plan(idx: Tensor, mask: Tensor) -> BandPlan:
+    n, k = idx.shape
+    if mask.shape[-2:] != idx.shape or mask.dim() not in (2, 3):
+        raise ValueError(
+            f"valid_mask: expected [N, K] or [B, N, K] with N, K = {n}, {k} as in neighbor_idx; got {tuple(mask.shape)}"
+        )
+    base, first, stop = (torch.zeros(n, dtype=torch.int64, device=idx.device) for _ in range(3))
+    bad = torch.zeros(n, dtype=torch.bool, device=idx.device)
+    holes = torch.zeros((), dtype=torch.bool, device=idx.device)
+    live_count = torch.zeros((), dtype=torch.int64, device=idx.device)
+    step = max(1, _CHECK_ELEMENTS // max(k, 1))
+    for lo in range(0, n if k else 0, step):
+        rows = slice(lo, min(lo + step, n))
+        base[rows], first[rows], stop[rows], bad[rows], count, hole = _scan(idx[rows], mask[..., rows, :])
+        holes |= hole
+        live_count += count
+    if bool(bad.any()):
+        raise _offence(idx, mask, int(bad.nonzero()[0]), n)
+    alive = stop > first
+    start, stop = torch.where(alive, base + first, 0), torch.where(alive, base + stop, 0)
+    if bool((alive & ((start < 0) | (stop > n))).any()):
+        row = int((alive & ((start < 0) | (stop > n))).nonzero()[0])
+        raise IndexError(f"neighbor_idx: row {row} has a live neighbour outside 0 … {n - 1}")
+    s, e = start[alive], stop[alive]
+    monotone = bool(((s[1:] >= s[:-1]) & (e[1:] >= e[:-1])).all())
+    return BandPlan(base, start, stop, k, bool(holes), monotone, int(live_count))
+
+
+def _scan(idx: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(base, first live slot, last live slot + 1, offends, live count, any hole) of some rows."""
+    union = mask.any(0) if mask.dim() == 3 else mask
+    slots = torch.arange(idx.shape[1], device=idx.device)
+    alive = union.any(1)
+    first = union.to(torch.uint8).argmax(1)
+    stop = torch.where(alive, idx.shape[1] - union.flip(1).to(torch.uint8).argmax(1), first)
+    base = torch.where(alive, idx.gather(1, first[:, None])[:, 0] - first, 0)
+    bad = (union & (idx - slots != base[:, None])).any(1)
+    width = torch.where(alive, stop - first, 0)
+    holes = (mask.sum(-1) != width).any()
+    return base, first, torch.where(alive, stop, first), bad, mask.sum(), holes
+
+
+def _offence(idx: Tensor, mask: Tensor, row: int, n: int) -> NotABand:
+    """Spell out what is wrong with the first row that is no contiguous run."""
+    live = mask[..., row, :].reshape(-1, idx.shape[1]).any(0)
+    slots = live.nonzero()[:, 0]
+    atoms = idx[row][slots]
+    at = int((atoms - slots != atoms[0] - slots[0]).nonzero()[0])
+    return NotABand(
+        row,
+        f"index: a band (slot k of row l holds atom base[l] + k) is required; row {row} of {n} has atom "
+        f"{int(atoms[0])} in slot {int(slots[0])} but atom {int(atoms[at])} in slot {int(slots[at])}",
+    )

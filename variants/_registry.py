@@ -1,0 +1,184 @@
+"""Finds backends by file name, says why one does not run here, and swaps them inside a model."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._backend import Backend, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+_OWN = ("variants", "pallatom")
+
+
+def names() -> tuple[str, ...]:
+    """Every backend, by file stem, in alphabetical order; imports none of them."""
+    return tuple(sorted(f.stem for f in Path(__file__).parent.glob("*.py") if not f.stem.startswith("_")))
+
+
+def load(name: str) -> Backend:
+    """Import the backend's file and return its declaration. An unknown name raises a ``ValueError`` listing all."""
+    if name not in names():
+        raise ValueError(f"name: expected one of {', '.join(names())}; got {name!r}")
+    return importlib.import_module(f"{__package__}.{name}").BACKEND
+
+
+def why_unavailable(
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = "float32",
+    backward: bool = False,
+    band: bool = True,
+) -> list[str]:
+    """Every reason why the backend does not run so, each with what is required and what was found; empty if it runs.
+
+    ``band=False`` asks about an index that is not a band. Missing foreign modules and shared libraries that do not
+    load are reasons; an error in our own code is a bug and is raised.
+    """
+    import torch
+
+    backend = load(name)
+    device = str(device)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    reasons = _limit_reasons(backend, device, (dtype,), backward) + _environment_reasons(backend, device)
+    if backend.needs_band and not band:
+        reasons.append("index: a band (one contiguous run of atoms per row) is required, another index was asked about")
+    return reasons
+
+
+def require(backend: Backend, block: AtomTransformerBlock, *tensors: torch.Tensor) -> None:
+    """Raise :class:`UnsupportedError` with every reason why ``backend`` cannot attend over ``tensors`` (Q, K, V, p)."""
+    import torch
+
+    device = str(tensors[0].device)
+    trained = (*tensors, block.norm_pair.weight, block.norm_pair.bias, block.pair_bias.weight)
+    backward = torch.is_grad_enabled() and any(t.requires_grad for t in trained)
+    reasons = _limit_reasons(backend, device, tuple(dict.fromkeys(t.dtype for t in tensors)), backward)
+    if not torch.compiler.is_compiling():
+        reasons += _cached_environment_reasons(backend, device)
+    if reasons:
+        raise UnsupportedError(reasons, who=type(block).__name__)
+
+
+def _limit_reasons(backend: Backend, device: str, dtypes: tuple[torch.dtype, ...], backward: bool) -> list[str]:
+    """Declared limits against what is asked: device kind, dtypes, backward."""
+    kind = device.partition(":")[0]
+    reasons = []
+    if kind not in backend.devices:
+        reasons.append(f"device: {' or '.join(backend.devices)} is required, {kind} was asked for")
+    known = ", ".join(_short(d) for d in backend.dtypes)
+    reasons += [f"dtype: one of {known} is required, {_short(d)} was found" for d in dtypes if d not in backend.dtypes]
+    if backward and kind not in backend.backward:
+        where = " or ".join(backend.backward) or "no device"
+        reasons.append(f"backward: it has one on {where}, a gradient was asked for on {kind}")
+    return reasons
+
+
+def _environment_reasons(backend: Backend, device: str) -> list[str]:
+    """What the machine lacks: the device, its compute capability, foreign modules, and what the probe finds."""
+    there = _device_reasons(backend, device)
+    missing = [reason for module in backend.requires if (reason := _import_reason(module))]
+    if not there and not missing and backend.probe is not None and device.partition(":")[0] in backend.devices:
+        return backend.probe(device)
+    return there + missing
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_environment_reasons(backend: Backend, device: str) -> tuple[str, ...]:
+    """The machine does not change while a process runs, and every call of ``_attend`` asks."""
+    return tuple(_environment_reasons(backend, device))
+
+
+def _device_reasons(backend: Backend, device: str) -> list[str]:
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return []
+    try:
+        module = torch.get_device_module(kind)
+        count = module.device_count() if module.is_available() else 0
+    except RuntimeError as e:
+        return [f"device: {device} is required, this torch ({torch.__version__}) does not know it ({e})"]
+    if count <= int(index or 0):
+        return [f"device: {device} is required, torch {torch.__version__} finds {count} {kind} devices"]
+    if kind != "cuda" or backend.min_capability is None:
+        return []
+    found = torch.cuda.get_device_capability(device)
+    if found >= backend.min_capability:
+        return []
+    return [f"compute capability: {_dotted(backend.min_capability)} or later is required, {_dotted(found)} was found"]
+
+
+def _import_reason(module: str) -> str | None:
+    """Why a foreign module cannot be imported; None if it can. A failure to import one of our own is raised."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] in _OWN:
+            raise
+        return f"module: {module} is required, {e.name or module} is not installed"
+    except (ImportError, OSError) as e:
+        if (getattr(e, "name", None) or "").partition(".")[0] in _OWN:
+            raise
+        return f"module: {module} is required, it is installed but does not load ({type(e).__name__}: {e})"
+    return None
+
+
+def convert(module: torch.nn.Module, name: str) -> torch.nn.Module:
+    """A new module tree on backend ``name`` that shares every parameter and buffer with ``module``.
+
+    ``module`` itself stays as it is. Raises ``ValueError`` for an unknown name or a tree without an
+    ``AtomTransformerBlock``, ``TypeError`` for a block whose class is neither the layer's own nor a backend's.
+    """
+    import torch
+
+    from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    target = load(name).block
+    blocks = [m for m in module.modules() if isinstance(m, AtomTransformerBlock)]
+    if not blocks:
+        raise ValueError(f"module: expected an AtomTransformerBlock in the tree, {type(module).__name__} has none")
+    for block in blocks:
+        if type(block) is not AtomTransformerBlock and not _is_backend_block(type(block)):
+            raise TypeError(
+                f"module: expected blocks of class AtomTransformerBlock or of a backend, got {type(block).__module__}."
+                f"{type(block).__qualname__}, whose own behaviour a backend would replace"
+            )
+    shared = {id(t): t for m in module.modules() for t in _tensors(m)}
+    twin = copy.deepcopy(module, shared)
+    for block in twin.modules():
+        if isinstance(block, AtomTransformerBlock):
+            block.__class__ = target
+    return twin
+
+
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Parameters, buffers and plain tensor attributes that the module itself holds."""
+    import torch
+
+    held = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
+    return [t for t in held if isinstance(t, torch.Tensor)]
+
+
+def _is_backend_block(block: type) -> bool:
+    package, _, stem = block.__module__.rpartition(".")
+    return package == __package__ and stem in names() and load(stem).block is block
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,38 @@
+"""Gather K neighbours, eagerly: the layer as it is, and the baseline of every comparison.
+
+Idea: K and V are gathered to [B, N, K, H, D], so every score and every weighted value is a plain product. Nothing is
+assumed about the index. The cost is memory: two gathered tensors of H·D channels per pair, 8 times p each in the usual
+shape.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+from ._backend import Backend, Cost, Mode, Shape
+
+
+def cost(shape: Shape, mode: Mode) -> Cost:
+    """All slots are computed, padding too; gathered K and V, the normalised p and the scores pass through memory.
+
+    Forward: p is read, its norm written and read; gathered K and V are written and read; scores are rewritten by scale,
+    bias, mask and softmax. Backward reads all of that again and writes a gradient of each.
+    """
+    flops = shape.n_pairs * shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
+    gathered = shape.n_pairs * shape.heads * shape.head_dim * shape.itemsize
+    scores = shape.n_pairs * shape.heads * max(shape.itemsize, shape.pair_itemsize)
+    traffic = 3 * shape.p_bytes + 4 * gathered + 8 * scores + 4 * shape.atom_bytes
+    if mode == "fwd":
+        return Cost(flops, traffic, 2 * gathered + 4 * scores + shape.p_bytes + shape.atom_bytes)
+    return Cost(3 * flops, 3 * traffic, 4 * gathered + 6 * scores + 3 * shape.p_bytes + 8 * shape.atom_bytes)
+
+
+BACKEND = Backend(
+    block=AtomTransformerBlock,
+    summary="gather K neighbours, eager: what the layer itself does",
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    cost=cost,
+)
