@@ -1,0 +1,1 @@
+"""The ruler: how a number is made (clock, gate, statistics), and what it is recorded as."""

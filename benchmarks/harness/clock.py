@@ -1,0 +1,307 @@
+"""Time arms side by side: every block runs each arm once, in an order drawn afresh.
+
+The clock knows no benchmark: an arm is a name and a callable without arguments. What happens in
+the timed region is one call, with whatever it allocates and frees; everything else is set up before.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from .statistics import MARGIN, median_interval
+
+Arm = Callable[[], object]
+Cache = Literal["cold", "hot", "unspecified"]
+Stop = Literal["converged", "budget", "maximum"]
+
+
+class Clock(Protocol):
+    """What :func:`interleave` needs of a device."""
+
+    @property
+    def cache(self) -> Cache: ...
+
+    @property
+    def target_half_width(self) -> float: ...
+
+    def now(self) -> float:
+        """Seconds on the host, for budgets."""
+        ...
+
+    def sample(self, fn: Arm, calls: int = 1) -> float:
+        """Milliseconds per call, over ``calls`` calls."""
+        ...
+
+    def calibrate(self, fn: Arm) -> tuple[int, float]:
+        """Warm ``fn`` up; how many calls make one sample, and seconds that such a sample takes."""
+        ...
+
+
+class CpuClock:
+    """Wall time on the host. Calls shorter than ``target_ms`` are batched until a sample lasts that
+    long, so that the timer's own cost and resolution do not show."""
+
+    cache: Cache = "unspecified"
+    target_half_width = MARGIN["cpu"]
+
+    def __init__(
+        self, *, target_ms: float = 1.0, max_calls: int = 4096, timer: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.target_ms = target_ms
+        self.max_calls = max_calls
+        self.now = timer
+
+    def sample(self, fn: Arm, calls: int = 1) -> float:
+        start = self.now()
+        for _ in range(calls):
+            fn()
+        return (self.now() - start) * 1e3 / calls
+
+    def calibrate(self, fn: Arm) -> tuple[int, float]:
+        return _calibrate(self, fn, self.target_ms, self.max_calls)
+
+
+class CudaClock:
+    """Device time between two CUDA events, of the stream that is current.
+
+    ``cold``: before each call, outside its events, a buffer of twice the L2 cache is written, so
+    that no input is found there; the write also keeps the device busy while the host launches the
+    call. ``hot``: one untimed call, then ``calls`` in a row between one pair of events. An eager
+    call of many small kernels shows its launch gaps in both; :func:`graphed` takes them out.
+    """
+
+    target_half_width = MARGIN["cuda"]
+
+    def __init__(
+        self,
+        device: str = "cuda",
+        *,
+        cache: Literal["cold", "hot"] = "cold",
+        target_ms: float = 0.2,
+        max_calls: int = 64,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        import torch
+
+        self.cache: Cache = cache
+        self.target_ms = target_ms
+        self.max_calls = max_calls
+        self.now = timer
+        self._cuda = torch.cuda
+        self._device = torch.device(device)
+        self._flush = None
+        if cache == "cold":
+            l2_bytes = torch.cuda.get_device_properties(self._device).L2_cache_size
+            self._flush = torch.empty(2 * l2_bytes, dtype=torch.uint8, device=self._device)
+
+    def sample(self, fn: Arm, calls: int = 1) -> float:
+        if self._flush is None:
+            fn()
+            total = self._between_events(fn, calls)
+        else:
+            total = 0.0
+            for _ in range(calls):
+                self._flush.fill_(1)
+                total += self._between_events(fn)
+        return total / calls
+
+    def _between_events(self, fn: Arm, calls: int = 1) -> float:
+        start = self._cuda.Event(enable_timing=True)
+        end = self._cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(calls):
+            fn()
+        end.record()
+        self._cuda.synchronize(self._device)  # raises what the call did wrong on the device
+        return start.elapsed_time(end)
+
+    def calibrate(self, fn: Arm) -> tuple[int, float]:
+        return _calibrate(self, fn, self.target_ms, self.max_calls)
+
+
+def make_clock(device: str, *, cache: Literal["cold", "hot"] = "cold") -> Clock:
+    """The clock of a device (``cpu``, ``cuda``, ``cuda:1``); ``cache`` matters on CUDA only."""
+    return CpuClock() if device == "cpu" else CudaClock(device, cache=cache)
+
+
+def _calibrate(clock: Clock, fn: Arm, target_ms: float, max_calls: int) -> tuple[int, float]:
+    calls = 1
+    while True:
+        before = clock.now()
+        ms = clock.sample(fn, calls)
+        seconds = clock.now() - before
+        if ms * calls >= target_ms or calls >= max_calls:
+            return calls, seconds
+        grow = math.ceil(target_ms / ms) if ms > 0 else max_calls
+        calls = min(max(grow, 2 * calls), max_calls)
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """``samples[arm][i]`` (ms per call) was taken in block ``i``: two arms pair by position, over the
+    blocks that both were in. ``order[i]`` is the order within block ``i``.
+
+    ``half_widths[arm]`` belongs to the interval that decided when to stop: of the ratio to the
+    fastest arm; for the fastest arm itself, of its own median, which decides only when it is alone.
+    """
+
+    samples: dict[str, list[float]]
+    calls_per_sample: dict[str, int]
+    stop: dict[str, Stop]
+    half_widths: dict[str, float | None]
+    order: list[list[str]]
+    seconds: float
+
+
+def interleave(
+    arms: Mapping[str, Arm],
+    *,
+    clock: Clock,
+    budget_s: float,
+    min_blocks: int = 20,
+    max_blocks: int = 200,
+    floor_blocks: int = 3,
+    target_half_width: float | None = None,
+    seed: int = 0,
+    on_run: Callable[[str], None] | None = None,
+) -> Interleaved:
+    """Run blocks until every arm's ratio to the fastest is known to ``target_half_width``
+    (default: the clock's) after at least ``min_blocks``, or to ``max_blocks``, or to ``budget_s``.
+
+    The budget is shared out first: an arm too slow to run ``min_blocks`` times within its share
+    leaves after as many blocks as do fit, ``floor_blocks`` at least, and the others go on without
+    it. Each arm's ``stop`` tells how it ended. A budget shorter than ``floor_blocks`` blocks is
+    overrun by those. ``on_run(arm)`` is called before each run, outside the timed region; an
+    exception of an arm passes through, and the name last given to ``on_run`` is its author.
+    """
+    if not arms:
+        raise ValueError("arms: expected at least one, got none")
+    if not 1 <= floor_blocks <= min_blocks <= max_blocks:
+        raise ValueError(
+            f"expected 1 <= floor_blocks <= min_blocks <= max_blocks, got {floor_blocks}, {min_blocks}, {max_blocks}"
+        )
+    target = clock.target_half_width if target_half_width is None else target_half_width
+    announce = on_run or (lambda name: None)
+    started = clock.now()
+    calls: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    samples: dict[str, list[float]] = {name: [] for name in arms}
+    order: list[list[str]] = []
+    with _quiet_collector() as collect:
+        for name, fn in arms.items():
+            announce(name)
+            calls[name], seconds[name] = clock.calibrate(fn)
+            collect()
+        allowed = _share_out(seconds, budget_s - (clock.now() - started), min_blocks, floor_blocks)
+        shuffle = random.Random(seed).shuffle
+        ending: Stop = "maximum"
+        while len(order) < max_blocks:
+            block = [name for name in arms if len(order) < allowed.get(name, max_blocks)]
+            if not block:
+                ending = "budget"
+                break
+            if len(order) >= floor_blocks:
+                if clock.now() - started + sum(seconds[name] for name in block) > budget_s:
+                    ending = "budget"
+                    break
+                if len(order) >= min_blocks and _converged(samples, block, target):
+                    break
+            shuffle(block)
+            order.append(block)
+            for name in block:
+                announce(name)
+                before = clock.now()
+                samples[name].append(clock.sample(arms[name], calls[name]))
+                seconds[name] = clock.now() - before
+                collect()
+    widths = half_widths(samples)
+    stop: dict[str, Stop] = {}
+    for name, taken in samples.items():
+        width = widths[name]
+        done = len(taken) >= min_blocks and width is not None and width <= target
+        stop[name] = "converged" if done else "budget" if len(taken) < len(order) else ending
+    return Interleaved(samples, calls, stop, widths, order, clock.now() - started)
+
+
+def half_widths(samples: Mapping[str, list[float]]) -> dict[str, float | None]:
+    """Relative half-width of each arm's ratio to the fastest arm, and of the fastest's own median."""
+    fastest = min(samples, key=lambda name: float(np.median(samples[name])))
+    widths = {}
+    for name, taken in samples.items():
+        if name == fastest:
+            widths[name] = median_interval(taken).half_width
+        else:
+            ratios = [a / b for a, b in zip(taken, samples[fastest], strict=False)]
+            widths[name] = median_interval(ratios).half_width
+    return widths
+
+
+def _converged(samples: Mapping[str, list[float]], active: list[str], target: float) -> bool:
+    widths = half_widths({name: samples[name] for name in active})
+    if len(active) > 1:
+        fastest = min(active, key=lambda name: float(np.median(samples[name])))
+        del widths[fastest]
+    return all(width is not None and width <= target for width in widths.values())
+
+
+def _share_out(seconds: Mapping[str, float], budget_s: float, min_blocks: int, floor_blocks: int) -> dict[str, int]:
+    """Blocks allowed to the arms that cannot run ``min_blocks`` times; the others are not named.
+
+    Every arm has an equal share of the budget; what a fast arm leaves of its own goes to the slower.
+    """
+    allowed: dict[str, int] = {}
+    left = max(budget_s, 0.0)
+    waiting = len(seconds)
+    for name, cost in sorted(seconds.items(), key=lambda item: item[1]):
+        share = left / waiting
+        need = cost * min_blocks
+        if need > share:
+            allowed[name] = max(floor_blocks, int(share / cost))
+        left = max(left - min(need, share), 0.0)
+        waiting -= 1
+    return allowed
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[Callable[[], object]]:
+    """Keep Python's garbage collector out of timed regions; yields a quick collection to run between."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield lambda: gc.collect(1)
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def graphed(fn: Arm, *, warmup: int = 3) -> Arm | str:
+    """``fn`` captured in a CUDA graph, as a callable that replays it; or, as text, why it cannot be.
+
+    What synchronizes, allocates on the host's say or branches on device values cannot be captured.
+    """
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warmup):
+            fn()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            fn()
+    except RuntimeError as e:
+        torch.cuda.synchronize()  # a context that the failed capture poisoned must not pass for a reason
+        return f"no CUDA graph: {str(e).strip().splitlines()[0]}"
+    return graph.replay
