@@ -155,7 +155,7 @@ def paired_ratio(
         return Ratio(math.exp(centre), math.exp(centre), math.exp(centre), _p_value(d), n, "order")
     if n < _small(confidence):
         low, high = _t_interval(d, confidence)
-        return Ratio(math.exp(centre), math.exp(low), math.exp(high), float(stats.ttest_1samp(d, 0).pvalue), n, "t")
+        return Ratio(math.exp(centre), math.exp(low), math.exp(high), float(stats.ttest_1samp(d, 0)[1]), n, "t")
     result = stats.bootstrap(
         (a, b),
         lambda x, y, axis=-1: np.median(x - y, axis=axis),
@@ -173,7 +173,8 @@ def paired_ratio(
 def _p_value(d: np.ndarray) -> float:
     if not d.any():
         return 1.0
-    return float(stats.wilcoxon(d, zero_method="zsplit").pvalue)
+    _, p_value = stats.wilcoxon(d, zero_method="zsplit")
+    return float(p_value)
 
 
 def noise_floor(samples: Sequence[float], aa_samples: Sequence[float]) -> float | None:
@@ -295,11 +296,10 @@ def power_law(n: Sequence[float], t: Sequence[float], *, confidence: float = 0.9
     x, y = _logs(n, "n"), _logs(t, "t")
     if np.unique(x).size < 2:
         raise ValueError(f"n: expected at least two different sizes, got {sorted(set(n))}")
-    fit = stats.linregress(x, y)
-    slope, intercept = float(fit.slope), float(fit.intercept)
+    slope, intercept, _, _, error = (float(value) for value in stats.linregress(x, y))
     if x.size < 3:
         return PowerLaw(slope, None, None, math.exp(intercept), x.size)
-    reach = float(stats.t.ppf((1 + confidence) / 2, x.size - 2) * fit.stderr)
+    reach = float(stats.t.ppf((1 + confidence) / 2, x.size - 2)) * error
     return PowerLaw(slope, slope - reach, slope + reach, math.exp(intercept), x.size)
 
 
