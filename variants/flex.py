@@ -1,0 +1,201 @@
+"""FlexAttention: a block mask from the band, the pair bias added by ``score_mod``.
+
+Idea: the bias is projected first, to [B, H, N, K] in memory; one generated kernel then runs over the 128 × 128 score
+blocks that the band touches and reads ``bias[b, h, q, kv − base[q]]`` for every score. Blocks that lie wholly inside
+the band of every row skip the mask. Dong et al., FlexAttention (MLSys 2025, arXiv:2412.05496).
+
+The block mask comes from the band's starts and stops, never from evaluating an N × N mask, and is kept per index.
+Two programs are compiled per kind of call (bias; attention). On the CPU there is no backward. On CUDA the gradient of
+the bias is added atomically by the kernel into a float32 buffer; every slot is touched by one score, so the sum does
+not depend on the order.
+
+Cost model: p is read, its norm written and read, the bias written, transposed and read once. Scores are computed for
+whole blocks: up to 255 more per row than the band is wide. K and V come from cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
+from ._band import BandPlan, band_plan
+from ._compiled import compiled, compiler_reasons
+from ._registry import require
+from ._remember import remembered
+
+_TILE = 128  # atoms per side of a score block: what FlexAttention's own kernel configurations divide
+_INT32_MAX = 2**31 - 1
+
+
+class Blocks(NamedTuple):
+    """What the kernel is told about a band: BlockMask's eight tensors, and int32 ``[N]`` base, start, stop."""
+
+    kv_num_blocks: Tensor
+    kv_indices: Tensor
+    full_kv_num_blocks: Tensor
+    full_kv_indices: Tensor
+    q_num_blocks: Tensor
+    q_indices: Tensor
+    full_q_num_blocks: Tensor
+    full_q_indices: Tensor
+    base: Tensor
+    start: Tensor
+    stop: Tensor
+
+
+_N_MASK_TENSORS = 8
+
+
+@remembered
+@torch.no_grad()
+def blocks(plan: BandPlan) -> Blocks:
+    """Score blocks that the band touches: in part (the mask decides) or in full.
+
+    Rows i·128 … i·128+127 touch key blocks from that of their first start to that of their last stop; a key block is
+    full if every one of those rows sees all of it. With holes nothing is known to be full.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    n = plan.start.numel()
+    count = -(-n // _TILE)
+    alive = plan.stop > plan.start
+    first = _per_tile(torch.where(alive, plan.start, n), count, n, "amin")
+    last = _per_tile(plan.stop, count, 0, "amax")
+    inner_first = _per_tile(torch.where(alive, plan.start, n), count, 0, "amax")
+    inner_last = _per_tile(plan.stop, count, n, "amin")
+    lo = torch.minimum(first, last) // _TILE
+    hi = (last + _TILE - 1) // _TILE
+    full_lo = torch.clamp((inner_first + _TILE - 1) // _TILE, lo, hi)
+    full_hi = torch.clamp(inner_last // _TILE, full_lo, hi)
+    if plan.has_holes:
+        full_hi = full_lo
+    slot = torch.arange(count, device=lo.device)
+    before, full = full_lo - lo, full_hi - full_lo
+    partial_idx = torch.where(slot < before[:, None], lo[:, None] + slot, (lo + full)[:, None] + slot)
+    made = BlockMask.from_kv_blocks(
+        _listed(hi - lo - full),
+        _listed(partial_idx.clamp(max=count - 1)),
+        _listed(full),
+        _listed((full_lo[:, None] + slot).clamp(max=count - 1)),
+        BLOCK_SIZE=_TILE,
+        seq_lengths=(n, n),
+    )
+    kept = [getattr(made, name) for name in Blocks._fields[:_N_MASK_TENSORS]]
+    return Blocks._make([*kept, plan.base.int(), plan.start.int(), plan.stop.int()])
+
+
+def _per_tile(rows: Tensor, count: int, fill: int, how: str) -> Tensor:
+    padded = torch.nn.functional.pad(rows, (0, count * _TILE - rows.numel()), value=fill).view(count, _TILE)
+    return getattr(padded, how)(1)
+
+
+def _listed(x: Tensor) -> Tensor:
+    """As BlockMask wants it: int32, a leading batch and head of one."""
+    return x.to(torch.int32)[None, None].contiguous()
+
+
+def _bias(block: AtomTransformerBlock, p: Tensor, valid_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """pair_bias(norm_pair(p)) as [B, H, N, K]; padding slots read as p = 0, so that junk there reaches nothing."""
+    clean = torch.where(valid_mask[..., None], p, 0)
+    return block.pair_bias(block.norm_pair(clean)).permute(0, 3, 1, 2).to(dtype).contiguous()
+
+
+def _attention(Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, blocks: Blocks, holes: Tensor | None) -> Tensor:
+    """softmax(Q Kᵀ / sqrt(D) + bias) V over the band, by FlexAttention; ``holes`` [1 or B, N, K] masks slots too."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    base, start, stop = blocks.base, blocks.start, blocks.stop
+    n, width = bias.shape[2], bias.shape[3]
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return score + bias[b, h, q, (kv - base[q]).clamp(0, width - 1)]
+
+    def in_band(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return (kv >= start[q]) & (kv < stop[q])
+
+    def in_band_with_holes(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        assert holes is not None
+        live = holes[b if holes.shape[0] > 1 else 0, q, (kv - base[q]).clamp(0, width - 1)]
+        return in_band(b, h, q, kv) & live
+
+    mask = BlockMask(
+        (n, n),
+        *blocks[:_N_MASK_TENSORS],
+        BLOCK_SIZE=(_TILE, _TILE),
+        mask_mod=in_band if holes is None else in_band_with_holes,
+    )
+    heads_first = (t.transpose(1, 2) for t in (Q, K, V))
+    out = flex_attention(*heads_first, score_mod=score_mod, block_mask=mask, kernel_options={"BACKEND": "TRITON"})
+    return out.transpose(1, 2)
+
+
+class FlexBlock(AtomTransformerBlock):
+    """The attention seam by FlexAttention."""
+
+    @torch.compiler.disable
+    def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
+        require(BACKEND, self, Q, K, V, p)
+        _require_size(self, Q, p)
+        if p.shape[2] == 0:
+            return torch.zeros_like(Q)
+        plan = band_plan(neighbor_idx, valid_mask)
+        told = blocks(plan)
+        holes = valid_mask.reshape(-1, *valid_mask.shape[-2:]) if plan.has_holes else None
+        if not torch.is_grad_enabled():
+            Q, K, V = Q.detach(), K.detach(), V.detach()
+        project = compiled(_bias, p, valid_mask, *self.parameters(), static=(self.n_heads, Q.dtype))
+        bias = project(self, p, valid_mask, Q.dtype)
+        return compiled(_attention, Q, K, V, bias, *told, holes)(Q, K, V, bias, told, holes)
+
+
+def _require_size(block: FlexBlock, Q: Tensor, p: Tensor) -> None:
+    """FlexAttention's own limits on sizes."""
+    reasons = []
+    if Q.device.type == "cuda" and Q.shape[3] < 16:
+        reasons.append(f"head_dim: at least 16 is required on CUDA, {Q.shape[3]} was found")
+    bias_elements = Q.shape[0] * Q.shape[2] * p.shape[1] * p.shape[2]
+    if bias_elements > _INT32_MAX:
+        reasons.append(f"B·H·N·K: at most {_INT32_MAX} is required (32-bit offsets), {bias_elements} was found")
+    if reasons:
+        raise UnsupportedError(reasons, who=type(block).__name__)
+
+
+def probe(device: str) -> list[str]:
+    """What torch.compile lacks here, and, on the CPU, the vector instructions that FlexAttention insists on."""
+    reasons = compiler_reasons(device)
+    if device == "cpu" and not torch.cpu._is_avx2_supported():
+        reasons.append("cpu: AVX2 is required by FlexAttention, this processor has none")
+    return reasons
+
+
+def cost(shape: Shape, mode: Mode) -> Cost:
+    """See the module's docstring. Peak: the normalised p, the bias and its transpose, then the bias alone."""
+    blocks_wide = -(-(shape.n_neighbor + 2 * _TILE - 1) // _TILE) if shape.n_neighbor else 0
+    scored = shape.batch * shape.heads * shape.n_atom * min(blocks_wide * _TILE, -(-shape.n_atom // _TILE) * _TILE)
+    flops = scored * 4 * shape.head_dim + shape.n_pairs * shape.heads * 2 * shape.c_pair
+    bias = shape.n_pairs * shape.heads * shape.itemsize
+    traffic = 3 * shape.p_bytes + 4 * bias + 4 * shape.atom_bytes
+    if mode == "fwd":
+        return Cost(flops, traffic, shape.p_bytes + 2 * bias + shape.atom_bytes)
+    grad_bias = shape.n_pairs * shape.heads * 4  # float32, whatever the activations are
+    back = 5 * shape.p_bytes + 4 * bias + 3 * grad_bias + 9 * shape.atom_bytes
+    peak = 3 * shape.p_bytes + 2 * bias + 2 * grad_bias + 8 * shape.atom_bytes
+    return Cost(flops * 7 // 2, traffic + back, peak)
+
+
+BACKEND = Backend(
+    block=FlexBlock,
+    summary="FlexAttention: block mask from the band, pair bias by score_mod",
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    cost=cost,
+    backward=("cuda",),
+    min_capability=(7, 5),
+    needs_band=True,
+    probe=probe,
+)

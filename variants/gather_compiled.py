@@ -1,0 +1,63 @@
+"""The layer's own gather, compiled: what ``torch.compile`` makes of it without any change to the mathematics.
+
+Idea: Inductor fuses gather, product, scale, bias, mask and softmax into a few loops, so the gathered K and V need not
+pass through memory. Ansel et al., PyTorch 2 (ASPLOS 2024, doi:10.1145/3620665.3640366). Any index, any device.
+
+Compiled once per kind of call (shapes, dtypes, gradients); the first call of each kind pays for it. On the CPU a C++
+compiler is needed at run time, on CUDA Triton and a C compiler. Inside a model that is itself being compiled, the block
+is plainly the layer's own and the outer compilation takes it in.
+
+Cost model: the FLOPs of the gather. Forward: p is read twice (norm, then projection), its norm is written and read,
+the scores pass through memory a few times, K and V rows are read through the cache. Backward: as much again twice over,
+and the gradient of K and V is a scatter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+from ._backend import Backend, Cost, Mode, Shape
+from ._compiled import compiled, compiler_reasons
+from ._registry import require
+
+
+def _plain(
+    block: AtomTransformerBlock, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor
+) -> Tensor:
+    return AtomTransformerBlock._attend(block, Q, K, V, p, neighbor_idx, valid_mask)
+
+
+class GatherCompiledBlock(AtomTransformerBlock):
+    """The base block with its attention seam under ``torch.compile(fullgraph=True, dynamic=False)``."""
+
+    def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
+        require(BACKEND, self, Q, K, V, p)
+        if torch.compiler.is_compiling():
+            return _plain(self, Q, K, V, p, neighbor_idx, valid_mask)
+        inputs = (Q, K, V, p, neighbor_idx, valid_mask)
+        return compiled(_plain, *inputs, *self.parameters(), static=self.n_heads)(self, *inputs)
+
+
+def cost(shape: Shape, mode: Mode) -> Cost:
+    """Measured against the allocator on the CPU; see the module's docstring for what is counted."""
+    flops = shape.n_pairs * shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
+    scores = shape.n_pairs * shape.heads * max(shape.itemsize, shape.pair_itemsize)
+    gathered = shape.n_pairs * shape.heads * shape.head_dim * shape.itemsize
+    traffic = 4 * shape.p_bytes + 6 * scores + 2 * gathered + 4 * shape.atom_bytes
+    if mode == "fwd":
+        return Cost(flops, traffic, shape.p_bytes + 2 * scores + gathered + shape.atom_bytes)
+    return Cost(3 * flops, 3 * traffic, 2 * shape.p_bytes + 4 * scores + 3 * gathered + 8 * shape.atom_bytes)
+
+
+BACKEND = Backend(
+    block=GatherCompiledBlock,
+    summary="the same gather under torch.compile",
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    cost=cost,
+    min_capability=(7, 0),
+    probe=compiler_reasons,
+)
