@@ -13,12 +13,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
+_START = b'{"schema_version":'  # how every line begins
 
 Level = Literal["attention", "block", "stack", "encoder", "decoder", "index"]
 Mode = Literal["fwd", "fwdbwd", "train"]
@@ -31,6 +34,8 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Sample = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # a time of 0 was not measured
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Frozen(BaseModel):
@@ -95,22 +100,39 @@ class Gate(_Frozen):
     rows_total: Count
     negative_control: Finite | None
 
+    @model_validator(mode="after")
+    def _green_means_checked(self) -> Gate:
+        if not self.passed:
+            return self
+        unknown = [name for name, error in {**self.errors, **self.errors_after}.items() if error is None]
+        if not self.errors or unknown:
+            raise ValueError(f"a green gate needs finite errors, got {unknown or 'none at all'}")
+        if self.negative_control is not None and self.negative_control <= self.tolerance:
+            raise ValueError(f"an all-zero output would pass: {self.negative_control} <= {self.tolerance}")
+        return self
+
 
 class Timing(_Frozen):
     """Steady-state latency; ``samples_ms[i]`` was taken in block ``i`` of the group, so that the
     samples of two backends of one group pair by position."""
 
-    samples_ms: list[Milliseconds]
+    samples_ms: Annotated[list[Sample], Field(min_length=1)]
     calls_per_sample: Positive
     median_ms: Milliseconds
     ci_low_ms: Milliseconds
     ci_high_ms: Milliseconds
-    half_width: Finite | None  # of the interval, relative to the median
+    half_width: Finite | None  # relative, of the interval that decides when to stop (clock.Interleaved)
     stop: Literal["converged", "budget", "maximum"]
     cache: Literal["cold", "hot", "unspecified"]
-    aa_samples_ms: list[Milliseconds] | None = None  # the same backend once more per block: the noise floor
-    hot_samples_ms: list[Milliseconds] | None = None
-    graph_samples_ms: list[Milliseconds] | None = None
+    aa_samples_ms: list[Sample] | None = None  # the same backend once more per block: the noise floor
+    hot_samples_ms: list[Sample] | None = None
+    graph_samples_ms: list[Sample] | None = None
+
+    @model_validator(mode="after")
+    def _median_within_its_interval(self) -> Timing:
+        if not self.ci_low_ms <= self.median_ms <= self.ci_high_ms:
+            raise ValueError(f"median {self.median_ms} outside its interval [{self.ci_low_ms}, {self.ci_high_ms}]")
+        return self
 
 
 class Memory(_Frozen):
@@ -129,8 +151,8 @@ class Limit(_Frozen):
 
     floor_bytes: Count
     floor_flops: Count
-    bandwidth_bytes_per_s: Finite
-    rate_flops_per_s: Finite
+    bandwidth_bytes_per_s: Rate
+    rate_flops_per_s: Rate
     floor_ms: Milliseconds
     bound: Literal["bytes", "flops"]
     percent: Finite | None  # 100 * floor / measured
@@ -196,39 +218,91 @@ class MalformedRecord(ValueError):
     """A line of a record file that is not a record: says which file, which line, and why."""
 
 
+@dataclass(frozen=True)
+class BadLine:
+    """A line that holds no record. ``unfinished``: the beginning of one, cut off by a kill, which is
+    no fault; ``garbage``: not JSON; ``schema``: JSON that is no record of this schema."""
+
+    number: int
+    kind: Literal["unfinished", "garbage", "schema"]
+    why: str
+
+
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Append records to ``path`` in one write and sync it: a kill leaves all of them or, at worst,
-    one unfinished last line, which :func:`read` passes over and the next append starts after."""
-    text = "".join(r.model_dump_json() + "\n" for r in records)
+    """Append records to ``path`` under a lock, in one write, and sync it.
+
+    A kill leaves all of them or the first few and at most one unfinished line, which :func:`read`
+    passes over and the next append starts after. Two processes may append to one file.
+    """
+    data = "".join(r.model_dump_json() + "\n" for r in records).encode()
+    if not data:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as f:
-        if f.tell() and _last_byte(f) != b"\n":
-            text = "\n" + text
-        f.write(text.encode())
-        f.flush()
+    with open(path, "ab+", buffering=0) as f:
+        _lock(f)
+        if f.seek(0, os.SEEK_END) and _last_byte(f) != b"\n":
+            data = b"\n" + data
+        view = memoryview(data)
+        while view:
+            view = view[f.write(view) :]
         os.fsync(f.fileno())
 
 
-def _last_byte(f) -> bytes:
+def _last_byte(f: FileIO) -> bytes:
     f.seek(-1, os.SEEK_END)
     return f.read(1)
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records of one file, in order.
+def _lock(f: FileIO) -> None:
+    """Hold the file to ourselves until it is closed, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(f, fcntl.LOCK_EX)
 
-    An unfinished line (cut off by a kill: it does not parse as JSON) is passed over; a line that is
-    JSON but no record of this schema raises :class:`MalformedRecord`.
-    """
-    with open(path, encoding="utf-8", errors="replace") as f:
+
+def scan(path: Path) -> Iterator[Record | BadLine]:
+    """What each line of a file holds, in order; blank lines hold nothing. Never raises for content."""
+    with open(path, "rb") as f:
         for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            try:
-                yield Record.model_validate(fields)
-            except ValidationError as e:
-                raise MalformedRecord(f"{path}:{number}: not a record of schema {SCHEMA_VERSION}: {e}") from e
+            if line.strip():
+                yield _parse(number, line)
+
+
+def _parse(number: int, line: bytes) -> Record | BadLine:
+    try:
+        fields = json.loads(line)
+    except ValueError as e:  # not JSON, or not UTF-8
+        if line.startswith(_START) or _START.startswith(line.rstrip(b"\n")):
+            return BadLine(number, "unfinished", f"a record cut off after {len(line)} bytes")
+        return BadLine(number, "garbage", f"not JSON: {e}; it begins {line[:40]!r}")
+    try:
+        return Record.model_validate(fields)
+    except ValidationError as e:
+        version = fields.get("schema_version") if isinstance(fields, dict) else None
+        if version not in (None, SCHEMA_VERSION):
+            return BadLine(number, "schema", f"schema version {version!r}, expected {SCHEMA_VERSION}")
+        return BadLine(number, "schema", f"not a record of schema {SCHEMA_VERSION}: {e}")
+
+
+def read(path: Path) -> Iterator[Record]:
+    """The records of one file, in order; unfinished lines are passed over.
+
+    Raises
+    ------
+    MalformedRecord
+        At a line that is garbage or no record of this schema. :func:`scan` goes on past it.
+    """
+    for found in scan(path):
+        if isinstance(found, Record):
+            yield found
+        elif found.kind != "unfinished":
+            raise MalformedRecord(f"{path}:{found.number}: {found.why}")
+
+
+def unique(records: Iterable[Record]) -> list[Record]:
+    """Without the copies that a file given twice, or two files joined, bring in: of the records of one
+    run, group and cell, the last. Repeats by another run are no copies and stay."""
+    last = {(r.run, r.group, r.key): r for r in records}
+    return list(last.values())
