@@ -1,0 +1,149 @@
+"""xformers' ``BlockSparseTensor``: scores in square blocks, softmax and products by the library's pure-PyTorch ops.
+
+Idea: N × N scores are cut into 32 × 32 blocks and only those that hold a live pair are computed:
+``masked_matmul``, ``torch.softmax`` and ``@`` of ``xformers.sparse`` (Lefaudeux et al., xFormers, 2022). Any index
+without duplicates will do. Blocks exist once per (index, mask) and are remembered.
+
+Two things the library does not do. Its softmax subtracts one maximum of the *whole* tensor and clamps the sum at
+1e-24, so a row that lies far below the greatest score comes out wrong: each row's own maximum is subtracted first,
+detached, which changes no mathematics. And it adds no bias: the bias goes into the blocks' values, dead cells get −1e9
+(−inf would make NaN gradients). 16-bit inputs are computed in float32, where that constant fits.
+
+Cost model: scores, bias blocks and weights of every cell of every block pass through memory about ten times; blocks of
+Q, K and V are copied once per block. The library calls ``nonzero`` on the layout [H, N/32, N/32] in each of its three
+ops, so time and memory have a term quadratic in N (one byte per head and 1,024 pairs), and CUDA waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
+from ._registry import require
+from ._remember import remembered
+
+_SIDE = 32  # atoms per side of a block; the library takes 16 or more
+_FILL = -1e9  # the score of a dead cell
+
+
+class Layout(NamedTuple):
+    """Where pairs live: ``blocks [nb, nb]`` bool; block-row of each block ``row [nnz]``, in the order of ``nonzero``;
+    cell of each slot ``cell [N·K]`` in the flat list of all blocks' cells, dead slots in one cell behind the last;
+    ``alive [N]`` or ``[B, N]``: rows with a live slot."""
+
+    blocks: Tensor
+    row: Tensor
+    cell: Tensor
+    alive: Tensor
+
+
+@remembered
+@torch.no_grad()
+def layout(neighbor_idx: Tensor, valid_mask: Tensor) -> Layout:
+    """The blocks that hold live pairs. Raises ``UnsupportedError`` where a row has a neighbour twice."""
+    n = neighbor_idx.shape[0]
+    side = -(-n // _SIDE)
+    live = valid_mask.any(0) if valid_mask.dim() == 3 else valid_mask
+    atom = torch.where(live, neighbor_idx, 0)
+    query = torch.arange(n, device=atom.device)[:, None]
+    key = (query // _SIDE) * side + atom // _SIDE
+    present = torch.zeros(side * side, dtype=torch.bool, device=atom.device)
+    present[key[live]] = True
+    kept = present.nonzero()[:, 0]
+    within = (query % _SIDE) * _SIDE + atom % _SIDE
+    cell = torch.where(live, torch.searchsorted(kept, key) * _SIDE**2 + within, kept.numel() * _SIDE**2)
+    taken = torch.zeros(kept.numel() * _SIDE**2 + 1, dtype=torch.bool, device=atom.device)
+    taken[cell.flatten()] = True
+    if int(taken[:-1].sum()) < int(live.sum()):
+        raise UnsupportedError(["index: no neighbour twice in a row is required, some row has one"], who=__name__)
+    return Layout(present.view(side, side), kept // side, cell.flatten(), valid_mask.any(-1))
+
+
+def bias_cells(bias: Tensor, valid_mask: Tensor, where: Layout) -> Tensor:
+    """``bias [B, N, K, H]`` at its cells: ``[B, H, nnz · side²]``, −1e9 in cells that no live pair owns."""
+    batch, heads, cells = bias.shape[0], bias.shape[3], where.row.numel() * _SIDE**2
+    if valid_mask.dim() == 3:
+        bias = torch.where(valid_mask[..., None], bias, _FILL)
+    by_head = bias.flatten(1, 2).transpose(1, 2)
+    return bias.new_full((batch, heads, cells + 1), _FILL).index_copy(2, where.cell, by_head)[..., :cells]
+
+
+def row_shifted(values: Tensor, where: Layout) -> Tensor:
+    """``values [B, H, nnz, side, side]`` less the greatest of each row over all its blocks, taken as a constant."""
+    greatest = values.detach().amax(-1)
+    rows = greatest.new_full((*values.shape[:2], where.blocks.shape[0], _SIDE), -math.inf)
+    rows.scatter_reduce_(2, where.row[:, None].expand_as(greatest), greatest, "amax")
+    return values - rows.index_select(2, where.row)[..., None]
+
+
+class XformersBlocksparseBlock(AtomTransformerBlock):
+    """The attention seam by ``xformers.sparse.BlockSparseTensor``."""
+
+    @torch.compiler.disable
+    def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
+        require(BACKEND, self, Q, K, V, p)
+        where = layout(neighbor_idx, valid_mask)
+        if where.row.numel() == 0:
+            return (Q + K + V) * 0
+        bias = self.pair_bias(self.norm_pair(torch.where(valid_mask[..., None], p, 0)))
+        wide = torch.promote_types(Q.dtype, torch.float32)
+        with torch.autocast(Q.device.type, enabled=False):
+            cells = bias_cells(bias.to(wide), valid_mask, where)
+            q, k, v = (_by_head(t.to(wide)) for t in (Q, K, V))
+            out = _attention(q, k, v, cells, where)
+        out = out[:, :, : Q.shape[1]].transpose(1, 2)
+        return torch.where(where.alive[..., None, None], out, 0).to(Q.dtype)
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """[B, N, H, D] → [B, H, N', D], zeros up to a whole number of blocks."""
+    fill = -x.shape[1] % _SIDE
+    return torch.nn.functional.pad(x.transpose(1, 2), (0, 0, 0, fill)).contiguous()
+
+
+def _attention(Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, where: Layout) -> Tensor:
+    """softmax(Q Kᵀ / sqrt(D) + bias) V over the blocks; Q, K, V ``[B, H, N', D]``."""
+    from xformers.ops import masked_matmul
+    from xformers.sparse import BlockSparseTensor
+
+    batch, heads = Q.shape[:2]
+    blocks = where.blocks.expand(heads, -1, -1)
+    shape = (batch, heads * where.row.numel(), _SIDE, _SIDE)
+    mask = BlockSparseTensor(Q.new_empty(1).expand(shape), blocks)  # only its shape and layout are looked at
+    scores = masked_matmul(Q * (Q.shape[-1] ** -0.5), K.transpose(-2, -1), mask).values()
+    scores = (scores.reshape(bias.shape) + bias).view(batch, heads, -1, _SIDE, _SIDE)
+    return torch.softmax(BlockSparseTensor(row_shifted(scores, where).view(shape), blocks), dim=-1) @ V
+
+
+def cost(shape: Shape, mode: Mode) -> Cost:
+    """See the module's docstring; blocks are counted as for a band of K atoms."""
+    across = -(-shape.n_atom // _SIDE)
+    per_row = min(across, -(-(shape.n_neighbor + 2 * _SIDE - 1) // _SIDE)) if shape.n_neighbor else 0
+    cells = shape.batch * shape.heads * across * per_row * _SIDE**2
+    wide = max(shape.itemsize, 4)
+    scores = cells * wide
+    copies = cells // _SIDE * shape.head_dim * wide  # one operand's blocks, copied once per block
+    index = shape.heads * across * across + 8 * shape.n_atom * shape.n_neighbor
+    bias = shape.n_pairs * shape.heads * wide
+    flops = 4 * cells * shape.head_dim + 2 * shape.n_pairs * shape.heads * shape.c_pair
+    traffic = 3 * shape.p_bytes + 4 * bias + 10 * scores + 6 * copies + 3 * index
+    if mode == "fwd":
+        return Cost(flops, traffic, 4 * scores + 2 * copies + bias + 6 * shape.atom_bytes)
+    return Cost(3 * flops, 3 * traffic, 2 * shape.p_bytes + 6 * scores + 4 * copies + 2 * bias + 12 * shape.atom_bytes)
+
+
+BACKEND = Backend(
+    block=XformersBlocksparseBlock,
+    summary="xformers BlockSparseTensor with a row-shifted softmax",
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    cost=cost,
+    requires=("xformers.sparse",),
+    needs_unique=True,
+)
