@@ -1,0 +1,32 @@
+"""Tile configurations: shipped defaults per kernel, architecture and dtype, and the cache of tuned ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Config:
+    """``rows`` queries x ``cols`` keys per tile; ``peel`` splits off the interior tiles, which need no masks."""
+
+    rows: int
+    cols: int
+    num_warps: int
+    num_stages: int
+    peel: bool = True
+
+
+def forward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_dim: int, c_pair: int) -> Config:
+    """The shipped forward configuration."""
+    if torch.float32 in (dtype, p_dtype):
+        return Config(16, 16, 4, 1, False)
+    return Config(16, 32, 4, 2)
+
+
+def backward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_dim: int, c_pair: int) -> Config:
+    """The shipped backward configuration."""
+    if torch.float32 in (dtype, p_dtype):
+        return Config(16, 16, 4, 1, False)
+    return Config(16, 16, 4, 1)

@@ -1,0 +1,153 @@
+"""Launches the kernels: allocates outputs, derives integer row plans from a band plan, and picks configurations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._band import BandPlan
+from ._triton_config import Config, backward_config, forward_config
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call: ``q, k, v [B, N, H, D]``, raw ``p [B, N, K, C]``, ``gamma [C]``, ``weight [H, C]``, the mask."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    p: Tensor
+    gamma: Tensor
+    weight: Tensor
+    mask: Tensor
+    eps: float
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """B, N, H, D, K, C."""
+        return *self.q.shape, *self.p.shape[2:]  # type: ignore[return-value]
+
+    @property
+    def scale(self) -> float:
+        return self.q.shape[-1] ** -0.5
+
+    def dims(self) -> dict[str, int]:
+        """Compile-time sizes: as they are, and padded to what a tensor-core product takes (at least 4, 16, 16)."""
+        _, _, h, d, _, c = self.sizes
+        return {"H": h, "D": d, "C": c, "HP": max(4, _pow2(h)), "DH": max(16, _pow2(d)), "CP": max(16, _pow2(c))}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A band plan's rows as int32 on the device."""
+
+    base: Tensor
+    start: Tensor
+    stop: Tensor
+
+
+def rows_of(plan: BandPlan) -> Rows:
+    return plan.derive("triton rows", lambda: Rows(plan.base.int(), plan.start.int(), plan.stop.int()))
+
+
+def queries_of(plan: BandPlan, cols: int) -> Tensor:
+    """Int32 ``[4, blocks]`` per block of ``cols`` keys: first and last + 1 query that sees some of its keys, and such
+    that every query from the third to the fourth sees all of them (an empty range where rows are dead or not in order).
+    """
+    return plan.derive(("triton queries", cols), lambda: _queries(plan, cols))
+
+
+def _queries(plan: BandPlan, cols: int) -> Tensor:
+    n = plan.start.numel()
+    first_key = torch.arange(0, n, cols, device=plan.start.device)
+    dead = plan.stop <= plan.start
+    reach = plan.stop.cummax(0).values  # non-decreasing, also past dead rows
+    begin = torch.where(dead, n, plan.start).flip(0).cummin(0).values.flip(0)
+    first = torch.searchsorted(reach, first_key, right=True)
+    last = torch.maximum(torch.searchsorted(begin, first_key + cols), first)
+    if plan.monotone and not bool(dead.any()):
+        inner_first = torch.searchsorted(reach, first_key + cols)
+        inner_last = torch.searchsorted(begin, first_key, right=True)
+    else:
+        inner_first, inner_last = last, last
+    inner_first = torch.clamp(inner_first, first, last)
+    return torch.stack([first, last, inner_first, torch.clamp(inner_last, inner_first, last)]).int()
+
+
+def _pow2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _blocks(n: int, size: int) -> int:
+    return -(-n // size)
+
+
+def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> tuple[Tensor, Tensor]:
+    """``(O [B, N, H, D], lse [B, N, H])`` over a band."""
+    from ._triton_forward import forward_band
+
+    q, p = problem.q, problem.p
+    b, n, h, d, slots, c = problem.sizes
+    config = config or forward_config(q.dtype, p.dtype, h, d, c)
+    o = torch.empty_like(q)
+    lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
+    rows = rows_of(plan)
+    forward_band[(_blocks(n, config.rows), b)](
+        q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop,
+        problem.mask, o, lse, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
+        **problem.dims(), BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, PEEL=config.peel,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return o, lse
+
+
+def backward(
+    problem: Problem, plan: BandPlan, o: Tensor, lse: Tensor, grad_o: Tensor, *, deterministic: bool, config: Config | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``(dQ, dK, dV, dp, dgamma, dW)`` over a band."""
+    from ._triton_backward import backward_band, backward_finish, backward_prepare
+
+    q, p = problem.q, problem.p
+    b, n, h, d, slots, c = problem.sizes
+    config = config or backward_config(q.dtype, p.dtype, h, d, c)
+    dims, rows, device = problem.dims(), rows_of(plan), q.device
+    padded = {name: dims[name] for name in ("H", "D", "C", "HP", "DH")}
+    parts = 1 if not deterministic else (slots + config.cols - 2) // config.cols + 1
+    blocks = _blocks(n, config.cols)
+    delta = torch.empty((b, n, h), dtype=torch.float32, device=device)
+    dq_parts = torch.empty((b, parts, n, h, d), dtype=torch.float32, device=device)
+    dk, dv, dp = torch.empty_like(problem.k), torch.empty_like(problem.v), torch.empty_like(p)
+    dw_parts = torch.empty((b * blocks, dims["CP"], dims["HP"]), dtype=torch.float32, device=device)
+    backward_prepare[(n, b)](
+        o, grad_o, delta, dq_parts, dp, rows.base, rows.start, rows.stop, n, slots,
+        **padded, ZERO_DQ=not deterministic, BT=256, num_warps=1,
+    )  # fmt: skip
+    key_parts = max(1, config.num_warps // dims["HP"])
+    backward_band[(blocks, b)](
+        q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop, problem.mask,
+        grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, dp, dw_parts,
+        n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
+        **dims, BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, PEEL=config.peel, ATOMIC=not deterministic,
+        KEY_PARTS=key_parts, DW_PARTS=config.num_warps, num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    dq = torch.empty_like(q)
+    backward_finish[(n, b)](
+        dq_parts, dq, rows.start, rows.stop, n, parts, problem.scale,
+        H=h, D=d, ROW=_pow2(h * d), BN=config.cols, ATOMIC=not deterministic, num_warps=1,
+    )  # fmt: skip
+    dgamma, dweight = weight_gradients(dw_parts, problem)
+    return dq, dk, dv, dp, dgamma, dweight
+
+
+def weight_gradients(dw_parts: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """From partial sums of ``p^T (rstd dS) [parts, CP, HP]``: ``(dgamma [C], dW [H, C])``.
+
+    The gradient of the centred weight, centred (centring is its own adjoint), then through ``Wc = gamma W``.
+    """
+    h, c = problem.weight.shape
+    centred = dw_parts.sum(0)[:c, :h]
+    centred = (centred - centred.mean(0, keepdim=True)).T
+    weight, gamma = problem.weight.float(), problem.gamma.float()
+    return (weight * centred).sum(0).to(problem.gamma.dtype), (gamma * centred).to(problem.weight.dtype)
