@@ -1,0 +1,1 @@
+"""The layers; see :mod:`pallatom.architecture.atom_transformers`."""

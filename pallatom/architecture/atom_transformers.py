@@ -1,0 +1,378 @@
+"""The atom transformer: attention in which an atom sees the atoms of nearby residues, with a bias on every live pair.
+
+Shapes: B batch, N atoms, R residues, K neighbour slots per atom, H heads of D channels (H * D = c_atom), C channels of an
+atom pair. ``p[b, l, k]`` holds the pair of atom l and atom ``neighbor_idx[l, k]``; only slots where ``valid_mask`` is set
+are live, and what any other slot holds (in the index or in p, NaN included) changes no output and no gradient.
+
+A backend is a subclass of :class:`AtomTransformerBlock` that overrides ``_attend``; all else stays as it is here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pallatom.architecture import _validate
+
+WINDOW_SIZE = 32
+"""Default window, in residues: atoms whose residues are fewer than ``WINDOW_SIZE // 2`` apart see each other."""
+
+_INDEX_CHUNK = 2**20
+"""Slots of the index that are built at once: small beside the index, large beside the cost of a launch."""
+
+
+class LinearNoBias(nn.Linear):
+    """y = x Wᵀ."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+
+@torch.compiler.disable
+def build_sparse_pairs(
+    tok_idx: Int[Tensor, "*b n"], window_size: int = WINDOW_SIZE
+) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
+    """List for each atom l the atoms m with ``|tok_idx[l] - tok_idx[m]| < window_size // 2``.
+
+    All atoms of a residue share one list, and in residue order each list is one contiguous run: find the runs by binary
+    search over the residues, then write them out, chunk by chunk. O(N K) time and memory.
+
+    Parameters
+    ----------
+    tok_idx : the residue of each atom, in any order, [N] or [B, N] with equal rows.
+    window_size : W, in residues; 1 leaves no neighbours (K = 0).
+
+    Returns
+    -------
+    neighbor_idx : int64 [N, K], K the longest list; ascending, live slots first, 0 in padding slots.
+    valid_mask : bool [N, K].
+
+    Raises
+    ------
+    TypeError, ValueError
+        for float or negative residues, rows that differ, a window below 1.
+    """
+    window_size = _validate.check_count("window_size", window_size)
+    # Under inference mode the tensors made here would count no versions, and what backends remember of an index rests
+    # on identity and version.
+    with torch.inference_mode(False), torch.no_grad():
+        tok = _validate.check_tok_idx(tok_idx)
+        order = None if bool((tok[1:] >= tok[:-1]).all()) else tok.argsort(stable=True)
+        residue, of_atom, size = (tok if order is None else tok[order]).unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        reach = window_size // 2
+        end = F.pad(size.cumsum(0), (1, 0))  # atoms before each residue
+        start = end[torch.searchsorted(residue, residue - reach, right=True)]
+        count = (end[torch.searchsorted(residue, residue + reach)] - start).clamp_(min=0)
+        return _write_runs(of_atom, start, count, order)
+
+
+def _write_runs(
+    of_atom: Tensor, start: Tensor, count: Tensor, order: Tensor | None
+) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
+    """The i-th atom in residue order sees places start[r] … start[r] + count[r] − 1 of that order, r = of_atom[i]."""
+    n_atom, n_slot = len(of_atom), int(count.max()) if len(count) else 0
+    neighbor_idx = torch.empty(n_atom, n_slot, dtype=torch.int64, device=of_atom.device)
+    valid_mask = torch.empty(n_atom, n_slot, dtype=torch.bool, device=of_atom.device)
+    slot = torch.arange(n_slot, device=of_atom.device)
+    step = max(1, _INDEX_CHUNK // max(1, n_slot))
+    for low in range(0, n_atom, step):
+        chunk = of_atom[low : low + step]
+        first, last = int(chunk[0]), int(chunk[-1])
+        rows = start[first : last + 1, None] + slot
+        live = slot < count[first : last + 1, None]
+        if order is not None:
+            rows = order[rows.clamp_(max=n_atom - 1)].masked_fill_(~live, n_atom).sort(1).values
+        rows.masked_fill_(~live, 0)
+        atoms = slice(low, low + step) if order is None else order[low : low + step]
+        neighbor_idx[atoms] = rows[chunk - first]
+        valid_mask[atoms] = live[chunk - first]
+    return neighbor_idx, valid_mask
+
+
+@torch.compiler.disable
+def _atom_pairs(
+    tok_idx: Tensor, n_res: int, window_size: int, ref_space_uid: Tensor | None = None
+) -> tuple[Int[Tensor, " n"], Int[Tensor, "n k"], Bool[Tensor, "*b n k"]]:
+    """The residue of each atom [N], and its window; with `ref_space_uid`, only atoms of the same reference space."""
+    with torch.inference_mode(False), torch.no_grad():
+        tok = _validate.check_tok_idx(tok_idx, n_res)
+        neighbor_idx, valid = build_sparse_pairs(tok, window_size)
+        if ref_space_uid is not None:
+            uid = ref_space_uid
+            if uid.ndim == 2 and bool((uid == uid[:1]).all()):
+                uid = uid[0]  # one mask for the whole batch
+            valid = valid & (uid[..., None] == uid[..., neighbor_idx])
+        return tok, neighbor_idx, valid
+
+
+def _of_residue_pairs(
+    z: Float[Tensor, "b r r c"], tok: Int[Tensor, " n"], neighbor_idx: Int[Tensor, "n k"]
+) -> Float[Tensor, "b n k c"]:
+    """z[b, tok_l, tok_m] for each pair of atoms (l, m)."""
+    pair = tok[neighbor_idx] + tok[:, None] * z.shape[2]
+    return z.flatten(1, 2).index_select(1, pair.flatten()).unflatten(1, pair.shape)
+
+
+def _pair_mlp(c: int) -> nn.Sequential:
+    """Four c x c linears with ReLU between them; maps 0 to 0, so dead pairs stay 0."""
+    return nn.Sequential(
+        LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c)
+    )
+
+
+class AtomTransformerBlock(nn.Module):
+    """One block: local attention with pair bias, conditioned by c, then a feed-forward layer; both residual.
+
+    ::
+
+        Q = to_q(norm_q(q));  K = to_k(norm_c(c));  V = to_v(norm_c(c))
+        q = q + to_out(attend(Q, K, V, p));  q = q + ff2(relu(ff1(norm_ff(q))))
+    """
+
+    def __init__(self, c_atom: int, c_atompair: int, n_heads: int, window_size: int = WINDOW_SIZE) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.head_dim = _validate.check_heads(c_atom, n_heads)
+        self.window_size = _validate.check_count("window_size", window_size)
+        self.norm_q = nn.LayerNorm(c_atom)
+        self.norm_c = nn.LayerNorm(c_atom)
+        self.norm_pair = nn.LayerNorm(c_atompair)
+        self.norm_ff = nn.LayerNorm(c_atom)
+        self.to_q = LinearNoBias(c_atom, c_atom)
+        self.to_k = LinearNoBias(c_atom, c_atom)
+        self.to_v = LinearNoBias(c_atom, c_atom)
+        self.to_out = LinearNoBias(c_atom, c_atom)
+        self.pair_bias = LinearNoBias(c_atompair, n_heads)
+        self.ff1 = LinearNoBias(c_atom, 4 * c_atom)
+        self.ff2 = LinearNoBias(4 * c_atom, c_atom)
+
+    def forward(
+        self,
+        q: Float[Tensor, "b n c_atom"],
+        c: Float[Tensor, "b n c_atom"],
+        p: Float[Tensor, "b n k c_atompair"],
+        neighbor_idx: Int[Tensor, "n k"],
+        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "b n k"],
+    ) -> Float[Tensor, "b n c_atom"]:
+        """Update the atoms q given their conditioning c and their pairs p. A mask [B, N, K] may differ per item."""
+        _validate.check_block(self, q, c, p, neighbor_idx, valid_mask)
+        heads = (self.n_heads, self.head_dim)
+        c = self.norm_c(c)
+        Q = self.to_q(self.norm_q(q)).unflatten(-1, heads)
+        K = self.to_k(c).unflatten(-1, heads)
+        V = self.to_v(c).unflatten(-1, heads)
+        q = q + self.to_out(self._attend(Q, K, V, p, neighbor_idx, valid_mask).flatten(-2))
+        return q + self.ff2(F.relu(self.ff1(self.norm_ff(q))))
+
+    def _attend(
+        self,
+        Q: Float[Tensor, "b n h d"],
+        K: Float[Tensor, "b n h d"],
+        V: Float[Tensor, "b n h d"],
+        p: Float[Tensor, "b n k c"],
+        neighbor_idx: Int[Tensor, "n k"],
+        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "b n k"],
+    ) -> Float[Tensor, "b n h d"]:
+        """The seam for backends: here, gather K neighbours and attend to them.
+
+        ::
+
+            S[l, k] = <Q[l], K[idx[l, k]]> / sqrt(D) + pair_bias(norm_pair(p))[l, k]      per batch item and head
+            O[l] = sum_k softmax_k(S)[l, k] V[idx[l, k]]             over live slots; 0 where an atom has none
+
+        Q, K and V may be narrower than p (autocast). The softmax is taken in float32 at least.
+        """
+        live = valid_mask if valid_mask.ndim == 3 else valid_mask[None]
+        idx = neighbor_idx.masked_fill(~live.any(0), 0)
+        bias = self.pair_bias(self.norm_pair(p.masked_fill(~live[..., None], 0)))
+        S = torch.einsum("blhd,blkhd->blkh", Q * self.head_dim**-0.5, K[:, idx])
+        S = S.to(torch.promote_types(S.dtype, torch.float32)) + bias
+        # A row without live slots keeps finite scores, so that no NaN is ever made; its weights are dropped below.
+        S = S.masked_fill((~live & live.any(-1, keepdim=True))[..., None], -torch.inf)
+        A = S.softmax(2).masked_fill(~live[..., None], 0).to(V.dtype)
+        return torch.einsum("blkh,blkhd->blhd", A, V[:, idx])
+
+
+class AtomTransformer(nn.Module):
+    """The blocks in turn; c, p, the index and the mask are the same for all of them."""
+
+    def __init__(
+        self, c_atom: int, c_atompair: int, n_blocks: int = 3, n_heads: int = 4, window_size: int = WINDOW_SIZE
+    ) -> None:
+        super().__init__()
+        _validate.check_count("n_blocks", n_blocks)
+        self.blocks = nn.ModuleList(
+            AtomTransformerBlock(c_atom, c_atompair, n_heads, window_size) for _ in range(n_blocks)
+        )
+
+    def forward(
+        self,
+        q: Float[Tensor, "b n c_atom"],
+        c: Float[Tensor, "b n c_atom"],
+        p: Float[Tensor, "b n k c_atompair"],
+        neighbor_idx: Int[Tensor, "n k"],
+        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "b n k"],
+    ) -> Float[Tensor, "b n c_atom"]:
+        """As a block's, through all blocks."""
+        for block in self.blocks:
+            q = block(q, c, p, neighbor_idx, valid_mask)
+        return q
+
+
+class AtomFeatureEncoder(nn.Module):
+    """From reference conformers, noised positions and the trunk to atoms, pairs and residues.
+
+    Parameters
+    ----------
+    f_ref_dim : 3 + E, a reference position and E element features.
+    c_token, c_pair : channels of the trunk's s and z.
+    c, d, m : channels of atoms, of atom pairs, and of the residues returned.
+    n_blocks, n_heads, window_size : of the transformer.
+    """
+
+    def __init__(
+        self,
+        f_ref_dim: int,
+        c_token: int,
+        c_pair: int,
+        c: int,
+        d: int,
+        m: int,
+        n_blocks: int,
+        n_heads: int,
+        window_size: int = WINDOW_SIZE,
+    ) -> None:
+        super().__init__()
+        _validate.check_count("f_ref_dim", f_ref_dim, minimum=3)
+        self.m = m
+        self.window_size = _validate.check_count("window_size", window_size)
+        self.proj_fref_c = LinearNoBias(f_ref_dim, c)
+        self.proj_d_vec = LinearNoBias(3, d)
+        self.proj_inv_sq = LinearNoBias(1, d)
+        self.proj_v = LinearNoBias(1, d)
+        self.proj_cl_pair = LinearNoBias(c, d)
+        self.proj_cm_pair = LinearNoBias(c, d)
+        self.proj_r_scaled = LinearNoBias(3, c)
+        self.norm_s_init = nn.LayerNorm(c_token)
+        self.proj_s_init = LinearNoBias(c_token, c)
+        self.norm_z_init = nn.LayerNorm(c_pair)
+        self.proj_z_init = LinearNoBias(c_pair, d)
+        self.mlp_p = _pair_mlp(d)
+        self.transformer = AtomTransformer(c, d, n_blocks, n_heads, window_size)
+        self.proj_agg = LinearNoBias(c, m)
+
+    def forward(
+        self,
+        ref_pos: Float[Tensor, "b n 3"],
+        ref_element: Float[Tensor, "b n e"],
+        ref_space_uid: Int[Tensor, " n"] | Int[Tensor, "b n"],
+        s_input: Float[Tensor, "b r c_token"],
+        z_input: Float[Tensor, "b r r c_pair"],
+        r_scaled: Float[Tensor, "b n 3"],
+        tok_idx: Int[Tensor, " n"] | Int[Tensor, "b n"],
+    ) -> tuple[
+        Float[Tensor, "b r m"],
+        Float[Tensor, "b n c"],
+        Float[Tensor, "b n c"],
+        Float[Tensor, "b n k d"],
+        Float[Tensor, "b n c"],
+    ]:
+        """Return (s_i, q_skip, c_skip, p_skip, c_l): residues, atoms, and what the decoder's skips need.
+
+        Atoms see each other within the window and where `ref_space_uid` is equal; p_skip is 0 elsewhere.
+        """
+        _validate.check_encoder(self, ref_pos, ref_element, ref_space_uid, s_input, z_input, r_scaled, tok_idx)
+        n_res = s_input.shape[1]
+        tok, neighbor_idx, valid = _atom_pairs(tok_idx, n_res, self.window_size, ref_space_uid)
+
+        c_skip = self.proj_fref_c(torch.cat([ref_pos, ref_element], -1))
+        p_skip = self._reference_pairs(ref_pos, F.relu(c_skip), neighbor_idx, valid)
+        c_l = c_skip + self.proj_s_init(self.norm_s_init(s_input)).index_select(1, tok)
+
+        # Norm and projection act per residue pair: before the gather, never on [B, N, K, c_pair].
+        p = p_skip + _of_residue_pairs(self.proj_z_init(self.norm_z_init(z_input)), tok, neighbor_idx)
+        p = p + self.mlp_p(p)
+
+        q_skip = self.transformer(c_skip + self.proj_r_scaled(r_scaled), c_l, p, neighbor_idx, valid)
+        return self._residue_mean(F.relu(self.proj_agg(q_skip)), tok, n_res), q_skip, c_skip, p_skip, c_l
+
+    def _reference_pairs(self, ref_pos: Tensor, h: Tensor, neighbor_idx: Tensor, valid: Tensor) -> Tensor:
+        """p_skip [B, N, K, d], from d = ref_pos[l] − ref_pos[m] and the atoms' h = relu(c_skip).
+
+        The equation's factor `same` is 1 on every live pair and p_skip is 0 on all others, so it never appears; sums
+        are in place because each term is as large as p.
+        """
+        offset = ref_pos[:, :, None] - ref_pos[:, neighbor_idx]
+        p = self.proj_d_vec(offset)
+        p += self.proj_inv_sq(1 / (1 + offset.square().sum(-1, keepdim=True)))
+        p += self.proj_v(offset.new_ones(1)) + self.proj_cl_pair(h)[:, :, None]
+        p += self.proj_cm_pair(h)[:, neighbor_idx]
+        return p.masked_fill(~valid[..., None], 0)
+
+    def _residue_mean(self, h: Tensor, tok: Tensor, n_res: int) -> Tensor:
+        """Mean of h [B, N, m] over the atoms of each residue, summed in float32 at least; 0 for a residue without."""
+        wide = h.to(torch.promote_types(h.dtype, torch.float32))
+        total = wide.new_zeros(len(h), n_res, self.m).index_add(1, tok, wide)
+        n_atom = wide.new_zeros(n_res).index_add(0, tok, wide.new_ones(len(tok)))
+        return (total / n_atom.clamp(min=1)[:, None]).to(h.dtype)
+
+
+class AtomAttentionDecoder(nn.Module):
+    """From the encoder's skips and the trunk's s and z to an update of the atoms' positions."""
+
+    def __init__(
+        self,
+        c_token: int,
+        c_pair: int,
+        c_atom: int,
+        c_atompair: int,
+        n_blocks: int = 3,
+        n_heads: int = 4,
+        window_size: int = WINDOW_SIZE,
+    ) -> None:
+        super().__init__()
+        self.window_size = _validate.check_count("window_size", window_size)
+        self.norm_s_q = nn.LayerNorm(c_token)
+        self.proj_s_q = LinearNoBias(c_token, c_atom)
+        self.norm_z = nn.LayerNorm(c_pair)
+        self.proj_z = LinearNoBias(c_pair, c_atompair)
+        self.mlp_p = _pair_mlp(c_atompair)
+        self.transformer = AtomTransformer(c_atom, c_atompair, n_blocks, n_heads, window_size)
+        self.norm_q_out = nn.LayerNorm(c_atom)
+        self.proj_r = LinearNoBias(c_atom, 3)
+        self.norm_s_c = nn.LayerNorm(c_token)
+        self.proj_s_c = LinearNoBias(c_token, c_atom)
+
+    def forward(
+        self,
+        q_skip: Float[Tensor, "b n c_atom"],
+        p_skip: Float[Tensor, "b n k c_atompair"],
+        c_skip: Float[Tensor, "b n c_atom"],
+        c: Float[Tensor, "b n c_atom"],
+        s: Float[Tensor, "b r c_token"],
+        z: Float[Tensor, "b r r c_pair"],
+        tok_idx: Int[Tensor, " n"] | Int[Tensor, "b n"],
+    ) -> tuple[
+        Float[Tensor, "b n c_atom"],
+        Float[Tensor, "b n k c_atompair"],
+        Float[Tensor, "b n 3"],
+        Float[Tensor, "b n c_atom"],
+    ]:
+        """Return (q, p, r_update, c_out). Atoms see each other within the window; p is 0 elsewhere."""
+        _validate.check_decoder(self, q_skip, p_skip, c_skip, c, s, z, tok_idx)
+        tok, neighbor_idx, valid = _atom_pairs(tok_idx, s.shape[1], self.window_size)
+        _validate.check_shapes({"K": neighbor_idx.shape[1]}, p_skip=(p_skip, "B N K c_atompair"))
+
+        q = q_skip + self.proj_s_q(self.norm_s_q(s)).index_select(1, tok)
+        p = p_skip + _of_residue_pairs(self.proj_z(self.norm_z(z)), tok, neighbor_idx)
+        # Dead pairs are cleared before the MLP, which keeps 0 at 0: what they held must not reach its gradients.
+        p = p.masked_fill(~valid[..., None], 0)
+        p = p + self.mlp_p(p)
+
+        q = self.transformer(q, c, p, neighbor_idx, valid)
+        c_out = c_skip + self.proj_s_c(self.norm_s_c(s)).index_select(1, tok)
+        return q, p, self.proj_r(self.norm_q_out(q)), c_out
