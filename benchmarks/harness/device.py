@@ -192,7 +192,7 @@ def code_hash(folder: Path) -> str:
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
     """The commit of the checkout that ``folder`` is the root of, and whether the code differs from it;
-    ``(None, None)`` for installed code, which belongs to no checkout."""
+    for installed or exported code, which belongs to no checkout, what ``BENCH_COMMIT`` says, and ``None``."""
 
     def git(*command: str) -> str | None:
         try:
@@ -205,7 +205,7 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != folder.resolve():
-        return None, None
+        return os.environ.get("BENCH_COMMIT"), None
     changed = git("status", "--porcelain", "--", *MEASURED, "benchmarks")
     return git("rev-parse", "HEAD"), None if changed is None else bool(changed)
 
