@@ -8,12 +8,16 @@ pair and reused by every block and step.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ._backend import UnsupportedError
+
+T = TypeVar("T")
 
 _CHECK_ELEMENTS = 1 << 20  # slots looked at per step, so that checking needs little memory
 
@@ -32,8 +36,8 @@ class BandPlan:
 
     ``base``, ``start``, ``stop`` are int64 ``[N]`` on the index's device; a dead row has start = stop = 0.
     ``has_holes``: some slot between the first and the last live slot of its row is dead in some batch item, so the mask
-    is needed beside the hull. ``monotone``: neither starts nor stops of live rows ever decrease. ``n_live`` counts live slots of
-    the whole batch (one item's, for a mask ``[N, K]``).
+    is needed beside the hull. ``monotone``: neither starts nor stops of live rows ever decrease. ``n_live`` counts live
+    slots of the whole batch (one item's, for a mask ``[N, K]``).
     """
 
     base: Tensor
@@ -43,6 +47,13 @@ class BandPlan:
     has_holes: bool
     monotone: bool
     n_live: int
+    _derived: dict[object, Any] = field(default_factory=dict, repr=False)
+
+    def derive(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What a backend makes of this plan (tiles, a block mask), made once and kept as long as the plan."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
 
 
 def band_plan(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan:

@@ -1,0 +1,136 @@
+"""The pair bias of one tile of p and its gradient, by GEMMs over the tile's flattened pairs x [T·K, C].
+
+    bias_h = rstd · <Wc_h, x>,   Wc = W·γ centred over c,   rstd = (E[x²] − E[x]² + ε)^−½
+
+Centring the weights instead of x makes the mean drop out. W·β is the same for all slots of a row, so it drops out of
+the softmax and is left out here. E[x²] − E[x]² cancels where the mean is large: such a tile is centred first, which
+LayerNorm does not see. With G = dBias, t = Σ_h G_h·bias_h and u = rstd²·t/C:
+
+    dx = rstd · Wcᵀ·G − u · (x − mean),        dW·γ-side moment  M[h,c] = Σ G_h · rstd · (x_c − mean)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._tiles import Schedule, Tile
+
+FILL = -1e30  # the score of a dead slot: exp gives exactly 0 beside any live one, and no NaN in a dead row
+_CANCELLATION = 64.0  # E[x²] / Var beyond which a tile is centred first: the variance then loses at most 6 bits
+
+
+class Pairs(NamedTuple):
+    """One tile in slot coordinates; views of scratch, valid until the next tile is loaded."""
+
+    x: Tensor  # [T·K, C], up to a shift per pair
+    bias: Tensor  # [H, T·K]
+    mean: Tensor  # [T·K], of x
+    rstd: Tensor  # [T·K]
+
+
+class PairBias:
+    """LayerNorm and projection of p [B, N, K, C], tile by tile, in scratch that is allocated once.
+
+    ``mask`` is [1 or B, N, K]; what dead slots of p hold, NaN and inf too, reaches neither the bias nor a gradient.
+    """
+
+    def __init__(
+        self, p: Tensor, gamma: Tensor, weight: Tensor, eps: float, mask: Tensor, schedule: Schedule, dtype: torch.dtype
+    ) -> None:
+        self.p, self.eps, self.mask = p, eps, mask
+        self.n_neighbor, self.channels = p.shape[2:]
+        self.heads = weight.shape[0]
+        self.gamma, self.weight = gamma.to(dtype), weight.to(dtype)
+        folded = self.gamma * self.weight
+        self._folded = folded - folded.mean(1, keepdim=True)
+        ones = folded.new_ones(1, self.channels)
+        self._project = torch.cat([self._folded, ones / self.channels])
+        self._unproject = torch.cat([self._folded, ones])
+        self._mean_of_squares = ones[0] / self.channels
+        self.moment = torch.zeros_like(folded)
+        pairs = schedule.max_rows * self.n_neighbor
+        self._in_place = p.dtype == dtype and p.is_contiguous()
+        self._x = folded.new_empty(0 if self._in_place else pairs, self.channels)
+        self._squares = folded.new_empty(pairs * max(self.channels, self.heads + 1))
+        self._z = folded.new_empty((self.heads + 1) * pairs)
+        self._square_mean, self._rstd = folded.new_empty(2, pairs)
+
+    def load(self, b: int, tile: Tile) -> Pairs:
+        """Read the tile's pairs and normalise: the only pass over p."""
+        x = self._read(b, tile)
+        pairs, trusted = self._normalise(x)
+        if not trusted:
+            pairs, _ = self._normalise(self._centred(x, self._live(b, tile)))
+        pairs.bias.mul_(pairs.rstd)
+        return pairs
+
+    def write(self, tile: Tile, pairs: Pairs, scores: Tensor, holes_of: int | None) -> None:
+        """The bias in span coordinates, ``FILL`` outside the band and in the holes of item ``holes_of``."""
+        if holes_of is not None:
+            pairs.bias.masked_fill_(~self._live(holes_of, tile), FILL)
+        if tile.covered != tile.n_rows * tile.span:
+            scores.fill_(FILL)
+        for run in tile.runs:
+            tile.columns(scores, run).copy_(tile.slots(pairs.bias, self.n_neighbor, run))
+
+    def backward(self, b: int, tile: Tile, pairs: Pairs, dscores: Tensor, dp: Tensor | None) -> None:
+        """Add the tile to ``moment`` and write its part of ``dp``; uses up ``pairs``."""
+        x, bias, mean, rstd = pairs
+        size = len(mean)
+        grad = self._squares[: (self.heads + 1) * size].view(self.heads + 1, size)
+        dbias = grad[:-1]
+        if tile.covered != tile.n_rows * self.n_neighbor:
+            dbias.zero_()
+        for run in tile.runs:
+            tile.slots(dbias, self.n_neighbor, run).copy_(tile.columns(dscores, run))
+        minus_u = torch.sum(bias.mul_(dbias), 0, out=self._square_mean[:size])
+        minus_u.mul_(rstd).mul_(rstd).mul_(-1 / self.channels)
+        dbias.mul_(rstd)
+        self.moment += dbias @ x - (dbias @ mean)[:, None]
+        if dp is None:
+            return
+        torch.mul(minus_u, mean, out=grad[-1]).neg_()
+        rows = dp[b, tile.rows].view(size, self.channels)
+        out = rows if self._in_place else self._x[:size]
+        torch.mul(x, minus_u[:, None], out=out).addmm_(grad.t(), self._unproject)
+        if out is not rows:
+            rows.copy_(out)
+
+    def weight_gradients(self) -> tuple[Tensor, Tensor]:
+        """(dγ [C], dW [H, C]); the part of dW that goes with β is Σ_k dS = 0."""
+        return (self.weight * self.moment).sum(0), self.gamma * self.moment
+
+    def _read(self, b: int, tile: Tile) -> Tensor:
+        rows = self.p[b, tile.rows]
+        if self._in_place:
+            return rows.view(-1, self.channels)
+        x = self._x[: tile.n_rows * self.n_neighbor]
+        x.view(rows.shape).copy_(rows)
+        return x
+
+    def _normalise(self, x: Tensor) -> tuple[Pairs, bool]:
+        """The pairs with the bias still to be scaled by rstd, and whether the variance can be trusted.
+
+        Not to be trusted: cancellation, or something that is not finite in any slot, dead ones included.
+        """
+        size = len(x)
+        z = self._z[: (self.heads + 1) * size].view(self.heads + 1, size)
+        torch.mm(self._project, x.t(), out=z)
+        squares = torch.mul(x, x, out=self._squares[: x.numel()].view(x.shape))
+        square_mean = torch.mv(squares, self._mean_of_squares, out=self._square_mean[:size])
+        mean, rstd = z[-1], self._rstd[:size]
+        torch.addcmul(square_mean, mean, mean, value=-1, out=rstd)
+        trusted = bool(square_mean.sub_(rstd, alpha=_CANCELLATION).max() <= 0)
+        rstd.add_(self.eps).rsqrt_()
+        return Pairs(x, z[:-1], mean, rstd), trusted
+
+    def _centred(self, x: Tensor, live: Tensor) -> Tensor:
+        """x − mean over the channels, 0 in dead slots, in scratch that outlives ``x²``."""
+        clean = torch.where(live[:, None], x, 0)
+        return clean - clean.mean(1, keepdim=True)
+
+    def _live(self, b: int, tile: Tile) -> Tensor:
+        return self.mask[b % len(self.mask), tile.rows].reshape(-1)

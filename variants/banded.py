@@ -1,0 +1,179 @@
+"""Query tiles against their contiguous key span: no gather, no N·K intermediate.
+
+Idea: in a band, the neighbours of T query rows lie in one slice of S ≈ K + T atoms, so a tile's scores are one small
+GEMM per head. Its pair bias is LayerNorm and projection folded into GEMMs over the tile of p (``_pair_bias``), copied
+from slot to span coordinates (``_tiles``). The backward pass recomputes each tile: nothing of size N·K but dp is ever
+stored, and no atomics are needed.
+
+Cost: the operation's FLOPs times S / K for the two products; p is read once forward and once backward; all else stays
+in cache. Peak above the inputs: outputs, per-head copies of Q, K, V, and one tile of scratch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+from ._backend import Backend, Cost, Mode, Shape
+from ._band import BandPlan, band_plan
+from ._pair_bias import PairBias, Pairs
+from ._registry import require
+from ._tiles import Tile, schedule
+
+_TILE_PAIRS = 28_000  # x² and the bias of so many pairs stay in the second-level cache
+_TILE_ROWS = (32, 160)  # fewer rows: overhead per tile; more: scores outside the band
+
+
+class BandedBlock(AtomTransformerBlock):
+    """The layer on query tiles; needs a band (see :func:`variants.band_plan`)."""
+
+    @torch.compiler.disable
+    def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
+        require(BACKEND, self, Q, K, V, p)
+        plan = band_plan(neighbor_idx, valid_mask)
+        norm, weight = self.norm_pair, self.pair_bias.weight
+        with torch.autocast(Q.device.type, enabled=False):
+            return _BandedAttention.apply(Q, K, V, p, norm.weight, norm.bias, weight, norm.eps, plan, valid_mask)
+
+
+class _BandedAttention(torch.autograd.Function):
+    """O = softmax(Q·Kᵀ/√D + bias(p)) · V over the band; gradients by recomputing each tile."""
+
+    @staticmethod
+    def forward(ctx: Any, Q, K, V, p, gamma, beta, weight, eps, plan, mask) -> Tensor:
+        work = _Work(Q, p, gamma, weight, eps, plan, mask)
+        out = torch.zeros_like(Q)
+        for b in range(Q.shape[0]):
+            q, k, v = work.by_head(b, Q, K, V)
+            for tile in work.tiles:
+                probs, _ = work.probabilities(b, tile, q, k)
+                out[b, tile.rows] = torch.bmm(probs, v[:, tile.keys]).transpose(0, 1)
+        ctx.save_for_backward(Q, K, V, p, gamma, beta, weight, mask, out)
+        ctx.eps, ctx.plan = eps, plan
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        Q, K, V, p, gamma, beta, weight, mask, out = ctx.saved_tensors
+        with torch.autocast(Q.device.type, enabled=False):
+            work = _Work(Q, p, gamma, weight, ctx.eps, ctx.plan, mask)
+            dp = work.empty_pair_gradient() if ctx.needs_input_grad[3] else None
+            dQ, dK, dV = (torch.empty_like(x) for x in (Q, K, V))
+            for b in range(Q.shape[0]):
+                one = _item_backward(work, b, work.by_head(b, Q, K, V, out, grad_out), dp)
+                dQ[b], dK[b], dV[b] = (x.transpose(0, 1) for x in one)
+            dgamma, dweight = work.pair_bias.weight_gradients()
+        return (
+            dQ,
+            dK,
+            dV,
+            dp,
+            dgamma.to(gamma.dtype),
+            torch.zeros_like(beta),
+            dweight.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _item_backward(work: _Work, b: int, inputs: list[Tensor], dp: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(dQ, dK, dV), each [H, N, D], of batch item ``b``; writes dp[b] and adds to the weights' moment.
+
+    dV = Aᵀ·dO,  dS = A ⊙ (dO·Vᵀ − δ) with δ = <dO, O>,  dQ = dS·K/√D,  dK = dSᵀ·Q/√D.
+    """
+    q, k, v, out, dout = inputs
+    minus_delta = (dout * out).sum(-1, keepdim=True).neg_()
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    for tile in work.tiles:
+        rows, keys = tile.rows, tile.keys
+        probs, pairs = work.probabilities(b, tile, q, k)
+        dv[:, keys].baddbmm_(probs.transpose(1, 2), dout[:, rows])
+        dscores = work.scores(tile)
+        torch.baddbmm(minus_delta[:, rows], dout[:, rows], v[:, keys].transpose(1, 2), out=dscores)
+        dscores.mul_(probs)
+        dq[:, rows] = torch.bmm(dscores, k[:, keys])
+        dk[:, keys].baddbmm_(dscores.transpose(1, 2), q[:, rows])
+        work.pair_bias.backward(b, tile, pairs, dscores, dp)
+    return dq.mul_(work.scale), dk, dv
+
+
+class _Work:
+    """What one call needs beside its tensors: tiles, the pair side, and scratch for the largest tile's scores."""
+
+    def __init__(self, Q: Tensor, p: Tensor, gamma: Tensor, weight: Tensor, eps: float, plan: BandPlan, mask: Tensor):
+        self.p, self.plan = p, plan
+        self.heads, self.scale = weight.shape[0], Q.shape[-1] ** -0.5
+        self.dtype = torch.promote_types(torch.promote_types(Q.dtype, p.dtype), torch.float32)
+        tiling = schedule(plan, _tile_rows(plan.n_neighbor))
+        self.tiles = tiling.tiles
+        items = mask if mask.dim() == 3 else mask[None]
+        self.dead = ~items.any(-1) if plan.has_holes or any(t.has_dead for t in self.tiles) else None
+        self.pair_bias = PairBias(p, gamma, weight, eps, items, tiling, self.dtype)
+        self._scores, self._probs = self.pair_bias.moment.new_empty(2, self.heads * tiling.max_area)
+
+    def by_head(self, b: int, *tensors: Tensor) -> list[Tensor]:
+        """Item ``b`` of each [B, N, H, D] as contiguous [H, N, D]; the first, Q, times 1/√D."""
+        heads = [t[b].transpose(0, 1).to(self.dtype).contiguous() for t in tensors]
+        heads[0] = heads[0] * self.scale
+        return heads
+
+    def scores(self, tile: Tile) -> Tensor:
+        return self._scores[: self.heads * tile.n_rows * tile.span].view(self.heads, tile.n_rows, tile.span)
+
+    def probabilities(self, b: int, tile: Tile, q: Tensor, k: Tensor) -> tuple[Tensor, Pairs]:
+        """A [H, T, S] of one tile, 0 outside the band and in dead rows, and its pairs; valid until the next tile."""
+        scores = self.scores(tile)
+        pairs = self.pair_bias.load(b, tile)
+        self.pair_bias.write(tile, pairs, scores, b if self.plan.has_holes else None)
+        scores.baddbmm_(q[:, tile.rows], k[:, tile.keys].transpose(1, 2))
+        probs = torch.softmax(scores, -1, out=self._probs[: scores.numel()].view(scores.shape))
+        if self.dead is not None and (tile.has_dead or self.plan.has_holes):
+            probs.masked_fill_(self.dead[b % len(self.dead), tile.rows, None], 0)
+        return probs, pairs
+
+    def empty_pair_gradient(self) -> Tensor:
+        """dp, uninitialised where a tile will write it and 0 elsewhere."""
+        dp = torch.empty(self.p.shape, dtype=self.p.dtype, device=self.p.device)
+        done = 0
+        for tile in self.tiles:
+            dp[:, done : tile.first] = 0
+            done = tile.stop
+        dp[:, done:] = 0
+        return dp
+
+
+def _tile_rows(n_neighbor: int) -> int:
+    return min(max(_TILE_PAIRS // max(n_neighbor, 1), _TILE_ROWS[0]), _TILE_ROWS[1])
+
+
+def cost(shape: Shape, mode: Mode) -> Cost:
+    """The operation's, with the products over a span of S = K + T keys instead of K; p passes once each way."""
+    rows = _tile_rows(shape.n_neighbor)
+    span = shape.n_neighbor + rows
+    acc = max(shape.itemsize, shape.pair_itemsize, 4)
+    products = 4 * shape.batch * shape.n_atom * span * shape.heads * shape.head_dim
+    project = 2 * shape.n_pairs * (shape.heads + 2) * shape.c_pair
+    scratch = rows * (shape.n_neighbor * (2 * shape.c_pair + shape.heads + 3) + 2 * shape.heads * span) * acc
+    by_head = shape.n_atom * shape.heads * shape.head_dim * acc
+    if mode == "fwd":
+        peak = scratch + 4 * by_head + shape.atom_bytes
+        return Cost(products + project, shape.p_bytes + 10 * shape.atom_bytes, peak)
+    peak = scratch + 9 * by_head + 5 * shape.atom_bytes + shape.p_bytes
+    return Cost(7 * products // 2 + 4 * project, 3 * shape.p_bytes + 30 * shape.atom_bytes, peak)
+
+
+BACKEND = Backend(
+    block=BandedBlock,
+    summary="query tiles against their contiguous key span; p read once, nothing of size N x K stored",
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    cost=cost,
+    needs_band=True,
+)
