@@ -13,15 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from itertools import count
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from .statistics import MARGIN, median_interval
 
+if TYPE_CHECKING:
+    import torch
+
 Arm = Callable[[], object]
 Cache = Literal["cold", "hot", "unspecified"]
 Stop = Literal["converged", "budget", "maximum"]
+
+_SLOW_ENOUGH = 100  # a first call of so many times the wanted sample is no short call that warmed up
 
 
 class Clock(Protocol):
@@ -71,12 +77,13 @@ class CpuClock:
 
 
 class CudaClock:
-    """Device time between two CUDA events, of the stream that is current.
+    """Device time between two CUDA events on the current stream.
 
-    ``cold``: before each call, outside its events, a buffer of twice the L2 cache is written, so
-    that no input is found there; the write also keeps the device busy while the host launches the
-    call. ``hot``: one untimed call, then ``calls`` in a row between one pair of events. An eager
-    call of many small kernels shows its launch gaps in both; :func:`graphed` takes them out.
+    ``cold``: before each call, outside its events, a buffer of twice the L2 cache is written and
+    read back, so that the call finds none of its inputs there, nor lines that wait to be written
+    out; it also keeps the device busy while the host launches the call. ``hot``: one untimed call,
+    then ``calls`` in a row between one pair of events. An eager call of many small kernels shows
+    its launch gaps in both; :func:`graphed` takes them out.
     """
 
     target_half_width = MARGIN["cuda"]
@@ -98,23 +105,20 @@ class CudaClock:
         self.now = timer
         self._cuda = torch.cuda
         self._device = torch.device(device)
-        self._flush = None
-        if cache == "cold":
-            l2_bytes = torch.cuda.get_device_properties(self._device).L2_cache_size
-            self._flush = torch.empty(2 * l2_bytes, dtype=torch.uint8, device=self._device)
+        self._flush = _l2_flush(self._device) if cache == "cold" else None
 
     def sample(self, fn: Arm, calls: int = 1) -> float:
-        if self._flush is None:
-            fn()
-            total = self._between_events(fn, calls)
-        else:
+        with self._cuda.device(self._device):
+            if self._flush is None:
+                fn()
+                return self._between_events(fn, calls) / calls
             total = 0.0
             for _ in range(calls):
-                self._flush.fill_(1)
-                total += self._between_events(fn)
-        return total / calls
+                self._flush()
+                total += self._between_events(fn, 1)
+            return total / calls
 
-    def _between_events(self, fn: Arm, calls: int = 1) -> float:
+    def _between_events(self, fn: Arm, calls: int) -> float:
         start = self._cuda.Event(enable_timing=True)
         end = self._cuda.Event(enable_timing=True)
         start.record()
@@ -128,21 +132,40 @@ class CudaClock:
         return _calibrate(self, fn, self.target_ms, self.max_calls)
 
 
+def _l2_flush(device: torch.device) -> Callable[[], None]:
+    import torch
+
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    buffer = torch.empty(2 * l2_bytes // 4, dtype=torch.int32, device=device)
+
+    def flush() -> None:
+        buffer.fill_(1)
+        buffer.amax()
+
+    return flush
+
+
 def make_clock(device: str, *, cache: Literal["cold", "hot"] = "cold") -> Clock:
     """The clock of a device (``cpu``, ``cuda``, ``cuda:1``); ``cache`` matters on CUDA only."""
     return CpuClock() if device == "cpu" else CudaClock(device, cache=cache)
 
 
 def _calibrate(clock: Clock, fn: Arm, target_ms: float, max_calls: int) -> tuple[int, float]:
-    calls = 1
-    while True:
+    """Grow the calls per sample until a sample lasts ``target_ms``; a first call that long is taken
+    at its word only if a second one is as long, since the first may have had to warm up."""
+    calls, ms = 1, math.inf
+    clock_ran = 0.0
+    for attempt in count():
         before = clock.now()
         ms = clock.sample(fn, calls)
-        seconds = clock.now() - before
-        if ms * calls >= target_ms or calls >= max_calls:
-            return calls, seconds
-        grow = math.ceil(target_ms / ms) if ms > 0 else max_calls
-        calls = min(max(grow, 2 * calls), max_calls)
+        clock_ran = clock.now() - before
+        enough = ms * calls >= target_ms
+        if calls >= max_calls or (enough and (attempt > 0 or ms > _SLOW_ENOUGH * target_ms)):
+            break
+        if not enough:
+            wanted = math.ceil(target_ms / ms) if ms > 0 else max_calls
+            calls = min(max(wanted, 2 * calls), max_calls)
+    return calls, clock_ran
 
 
 @dataclass(frozen=True)
@@ -159,6 +182,7 @@ class Interleaved:
     stop: dict[str, Stop]
     half_widths: dict[str, float | None]
     order: list[list[str]]
+    cache: Cache
     seconds: float
 
 
@@ -177,11 +201,13 @@ def interleave(
     """Run blocks until every arm's ratio to the fastest is known to ``target_half_width``
     (default: the clock's) after at least ``min_blocks``, or to ``max_blocks``, or to ``budget_s``.
 
-    The budget is shared out first: an arm too slow to run ``min_blocks`` times within its share
-    leaves after as many blocks as do fit, ``floor_blocks`` at least, and the others go on without
-    it. Each arm's ``stop`` tells how it ended. A budget shorter than ``floor_blocks`` blocks is
-    overrun by those. ``on_run(arm)`` is called before each run, outside the timed region; an
-    exception of an arm passes through, and the name last given to ``on_run`` is its author.
+    First every arm is warmed up and calibrated, the same callable under two names once; the budget
+    is that of the blocks. It is shared out: an arm too slow to run ``min_blocks`` times within its
+    share leaves after as many blocks as do fit, and the others go on without it. Every arm runs
+    ``floor_blocks`` times, whatever that takes: a budget too short for this is overrun by it.
+
+    ``on_run(arm)`` is called before each run, outside the timed region. An exception of an arm
+    passes through; the name last given to ``on_run`` is its author.
     """
     if not arms:
         raise ValueError("arms: expected at least one, got none")
@@ -191,30 +217,17 @@ def interleave(
         )
     target = clock.target_half_width if target_half_width is None else target_half_width
     announce = on_run or (lambda name: None)
-    started = clock.now()
-    calls: dict[str, int] = {}
-    seconds: dict[str, float] = {}
+    shuffle = random.Random(seed).shuffle
     samples: dict[str, list[float]] = {name: [] for name in arms}
     order: list[list[str]] = []
     with _quiet_collector() as collect:
-        for name, fn in arms.items():
-            announce(name)
-            calls[name], seconds[name] = clock.calibrate(fn)
-            collect()
-        allowed = _share_out(seconds, budget_s - (clock.now() - started), min_blocks, floor_blocks)
-        shuffle = random.Random(seed).shuffle
-        ending: Stop = "maximum"
-        while len(order) < max_blocks:
+        calls, seconds = _calibrate_all(arms, clock, announce)
+        allowed, overrun = _share_out(seconds, budget_s, min_blocks, floor_blocks)
+        started = clock.now()
+        deadline = started + budget_s + overrun
+        ending: Stop | None = None
+        while ending is None:
             block = [name for name in arms if len(order) < allowed.get(name, max_blocks)]
-            if not block:
-                ending = "budget"
-                break
-            if len(order) >= floor_blocks:
-                if clock.now() - started + sum(seconds[name] for name in block) > budget_s:
-                    ending = "budget"
-                    break
-                if len(order) >= min_blocks and _converged(samples, block, target):
-                    break
             shuffle(block)
             order.append(block)
             for name in block:
@@ -223,13 +236,40 @@ def interleave(
                 samples[name].append(clock.sample(arms[name], calls[name]))
                 seconds[name] = clock.now() - before
                 collect()
+            left = [name for name in arms if len(order) < allowed.get(name, max_blocks)]
+            done = len(order)
+            if done >= min_blocks and left and _converged(samples, left, target):
+                ending = "converged"
+            elif done >= max_blocks:
+                ending = "maximum"
+            elif not left or (done >= floor_blocks and clock.now() + sum(seconds[name] for name in left) > deadline):
+                ending = "budget"
+        ran = clock.now() - started
     widths = half_widths(samples)
-    stop: dict[str, Stop] = {}
-    for name, taken in samples.items():
-        width = widths[name]
-        done = len(taken) >= min_blocks and width is not None and width <= target
-        stop[name] = "converged" if done else "budget" if len(taken) < len(order) else ending
-    return Interleaved(samples, calls, stop, widths, order, clock.now() - started)
+    stop: dict[str, Stop] = {
+        name: _stop(taken, widths[name], target, min_blocks, len(order), ending) for name, taken in samples.items()
+    }
+    return Interleaved(samples, calls, stop, widths, order, clock.cache, ran)
+
+
+def _calibrate_all(
+    arms: Mapping[str, Arm], clock: Clock, announce: Callable[[str], None]
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Calls per sample and seconds per sample of every arm; one callable under two names has one of each."""
+    found: dict[int, tuple[int, float]] = {}
+    for name, fn in arms.items():
+        if id(fn) not in found:
+            announce(name)
+            found[id(fn)] = clock.calibrate(fn)
+    calls = {name: found[id(fn)][0] for name, fn in arms.items()}
+    return calls, {name: found[id(fn)][1] for name, fn in arms.items()}
+
+
+def _stop(taken: list[float], width: float | None, target: float, min_blocks: int, blocks: int, ending: Stop) -> Stop:
+    """How one arm ended, in a group that ended so after ``blocks``."""
+    if len(taken) >= min_blocks and width is not None and width <= target:
+        return "converged"
+    return "budget" if len(taken) < blocks else ending
 
 
 def half_widths(samples: Mapping[str, list[float]]) -> dict[str, float | None]:
@@ -253,22 +293,28 @@ def _converged(samples: Mapping[str, list[float]], active: list[str], target: fl
     return all(width is not None and width <= target for width in widths.values())
 
 
-def _share_out(seconds: Mapping[str, float], budget_s: float, min_blocks: int, floor_blocks: int) -> dict[str, int]:
-    """Blocks allowed to the arms that cannot run ``min_blocks`` times; the others are not named.
+def _share_out(
+    seconds: Mapping[str, float], budget_s: float, min_blocks: int, floor_blocks: int
+) -> tuple[dict[str, int], float]:
+    """Blocks allowed to the arms that cannot run ``min_blocks`` times (the others are not named), and
+    the seconds by which their ``floor_blocks`` overrun the budget.
 
     Every arm has an equal share of the budget; what a fast arm leaves of its own goes to the slower.
     """
     allowed: dict[str, int] = {}
-    left = max(budget_s, 0.0)
+    left, overrun = budget_s, 0.0
     waiting = len(seconds)
     for name, cost in sorted(seconds.items(), key=lambda item: item[1]):
-        share = left / waiting
-        need = cost * min_blocks
-        if need > share:
+        share = max(left, 0.0) / waiting
+        spend = min_blocks * cost
+        if spend > share:
             allowed[name] = max(floor_blocks, int(share / cost))
-        left = max(left - min(need, share), 0.0)
+            spend = allowed[name] * cost
+            overrun += max(spend - share, 0.0)
+            spend = min(spend, share)
+        left -= spend
         waiting -= 1
-    return allowed
+    return allowed, overrun
 
 
 @contextmanager

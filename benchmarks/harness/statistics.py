@@ -17,8 +17,10 @@ What the figures mean
   of ``d_i`` a fair coin whatever the machine does over time; the signed-rank test rests on just
   that. They are reported with the intervals, never instead of them.
 * Samples are never dropped. Outliers are labelled, and medians are barely moved by them.
-* ``n < 2`` has no interval (``None``); ``2 <= n < 6`` cannot have a distribution-free 95% one, so
-  Student's t on the logarithms is used and ``method`` says so: it assumes log-normal samples.
+* How an interval was made is its ``method``. ``bootstrap``: percentile bootstrap of the paired median,
+  from 20 blocks on. ``order``: exact order statistics, below 20, where the bootstrap's cover falls to
+  90%; also of single medians. ``t``: Student's t of the logarithms, for 2 to 5 samples, which no
+  distribution-free 95% interval can do with; it assumes log-normal samples. ``none``: one sample.
 
 This module is free of torch: reports import it.
 """
@@ -29,7 +31,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -41,7 +43,7 @@ Outlier = Literal["", "low mild", "low severe", "high mild", "high severe"]
 MARGIN = {"cpu": 0.03, "cuda": 0.01}
 """Differences of this relative size do not matter to a user of the device: the verdict's margin."""
 
-_SMALL = 6  # below it no order-statistic interval of the median reaches 95%: 1 - 2 * 0.5**5 = 93.75%
+_BOOTSTRAP_FROM = 20  # below it the percentile bootstrap of a median covers too little
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> In
 
 def _small(confidence: float) -> int:
     """The fewest samples whose range is a distribution-free interval of the median at this level."""
-    return max(_SMALL, math.ceil(1 - math.log2(1 - confidence)))
+    return math.ceil(1 - math.log2(1 - confidence))  # 1 - 2 * 0.5**n >= confidence; 6 at 95%
 
 
 def paired_ratio(
@@ -139,11 +141,12 @@ def paired_ratio(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Ratio:
-    """``exp(median(log a_i - log b_i))`` with a percentile bootstrap over blocks.
+    """``exp(median(log a_i - log b_i))`` with an interval over blocks (see the module's docstring).
 
     The samples pair by position; an arm that left the group early is paired over the blocks that
     both were in. The p-value is that of Wilcoxon's signed-rank test (of the t-test where ``method``
-    is ``t``).
+    is ``t``). Constant ratios, which a timer of coarse steps may give, have an interval of width 0
+    and method ``order``.
     """
     n = min(len(a_ms), len(b_ms))
     a, b = _logs(a_ms[:n], "a_ms"), _logs(b_ms[:n], "b_ms")
@@ -151,11 +154,14 @@ def paired_ratio(
     centre = float(np.median(d))
     if n < 2:
         return Ratio(math.exp(centre), None, None, None, n, "none")
-    if np.ptp(d) == 0:  # constant: resampling can show no spread; a timer of coarse steps does this
-        return Ratio(math.exp(centre), math.exp(centre), math.exp(centre), _p_value(d), n, "order")
-    if n < _small(confidence):
+    constant = bool(np.ptp(d) == 0)
+    if n < _small(confidence) and not constant:
         low, high = _t_interval(d, confidence)
-        return Ratio(math.exp(centre), math.exp(low), math.exp(high), float(stats.ttest_1samp(d, 0)[1]), n, "t")
+        test: Any = stats.ttest_1samp(d, 0)
+        return Ratio(math.exp(centre), math.exp(low), math.exp(high), float(test.pvalue), n, "t")
+    if n < _BOOTSTRAP_FROM or constant:
+        low, high = (centre, centre) if constant else _order_interval(d, confidence)
+        return Ratio(math.exp(centre), math.exp(low), math.exp(high), _p_value(d), n, "order")
     result = stats.bootstrap(
         (a, b),
         lambda x, y, axis=-1: np.median(x - y, axis=axis),
@@ -173,8 +179,8 @@ def paired_ratio(
 def _p_value(d: np.ndarray) -> float:
     if not d.any():
         return 1.0
-    _, p_value = stats.wilcoxon(d, zero_method="zsplit")
-    return float(p_value)
+    test: Any = stats.wilcoxon(d, zero_method="zsplit")
+    return float(test.pvalue)
 
 
 def noise_floor(samples: Sequence[float], aa_samples: Sequence[float]) -> float | None:
@@ -296,7 +302,8 @@ def power_law(n: Sequence[float], t: Sequence[float], *, confidence: float = 0.9
     x, y = _logs(n, "n"), _logs(t, "t")
     if np.unique(x).size < 2:
         raise ValueError(f"n: expected at least two different sizes, got {sorted(set(n))}")
-    slope, intercept, _, _, error = (float(value) for value in stats.linregress(x, y))
+    fit: Any = stats.linregress(x, y)
+    slope, intercept, error = float(fit.slope), float(fit.intercept), float(fit.stderr)
     if x.size < 3:
         return PowerLaw(slope, None, None, math.exp(intercept), x.size)
     reach = float(stats.t.ppf((1 + confidence) / 2, x.size - 2)) * error
