@@ -1,13 +1,16 @@
 """The atom transformer: attention in which an atom sees the atoms of nearby residues, with a bias on every live pair.
 
-Shapes: B batch, N atoms, R residues, K neighbour slots per atom, H heads of D channels (H * D = c_atom), C channels of an
-atom pair. ``p[b, l, k]`` holds the pair of atom l and atom ``neighbor_idx[l, k]``; only slots where ``valid_mask`` is set
+Shapes: B batch, N atoms, R residues, K neighbour slots per atom, H heads of D channels (H * D = c_atom), C channels of
+a pair. ``p[b, l, k]`` holds the pair of atom l and atom ``neighbor_idx[l, k]``; only slots where ``valid_mask`` is set
 are live, and what any other slot holds (in the index or in p, NaN included) changes no output and no gradient.
 
 A backend is a subclass of :class:`AtomTransformerBlock` that overrides ``_attend``; all else stays as it is here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,14 @@ _INDEX_CHUNK = 2**20
 """Slots of the index that are built at once: small beside the index, large beside the cost of a launch."""
 
 
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def _eager(function: _Function) -> _Function:
+    """Keep torch.compile out of what looks at values: the index is built and checked eagerly."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+
+
 class LinearNoBias(nn.Linear):
     """y = x Wᵀ."""
 
@@ -30,7 +41,7 @@ class LinearNoBias(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
 
-@torch.compiler.disable
+@_eager
 def build_sparse_pairs(
     tok_idx: Int[Tensor, "*b n"], window_size: int = WINDOW_SIZE
 ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
@@ -93,7 +104,7 @@ def _write_runs(
     return neighbor_idx, valid_mask
 
 
-@torch.compiler.disable
+@_eager
 def _atom_pairs(
     tok_idx: Tensor, n_res: int, window_size: int, ref_space_uid: Tensor | None = None
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, "n k"], Bool[Tensor, "*b n k"]]:
