@@ -1,0 +1,149 @@
+"""``compare A B``: is A faster than B on this problem, by how much, and how sure is that?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..harness import arms
+from ..harness import sweep as harness
+from ..harness.cases import BadAxis
+from ..harness.measure import Options
+from ..harness.record import Record, read
+from ..harness.statistics import MARGIN, Ratio, paired_ratio, verdict
+from . import console as show
+from . import options as opt
+
+WORDS = {
+    "faster": "{a} is faster than {b}",
+    "slower": "{a} is slower than {b}",
+    "same": "{a} and {b} take the same time, within {margin:.0%}",
+    "unresolved": "undecided: these samples cannot tell {a} and {b} apart",
+}
+
+
+@opt.reported
+def compare(
+    a: Annotated[str, typer.Argument(help="A backend's name, or a .py file.")],
+    b: Annotated[str, typer.Argument(help="The backend to compare it with.")],
+    records: Annotated[
+        Path | None, typer.Option(help="Compare what this file holds instead of measuring.", rich_help_panel=opt.RUN)
+    ] = None,
+    workload: opt.Workloads = None,
+    structure: opt.Structures = None,
+    n_atom: opt.Sizes = None,
+    atoms: opt.AtomSets = None,
+    window: opt.Windows = ["32"],  # noqa: B006
+    k: opt.Caps = None,
+    heads: opt.Heads = ["4"],  # noqa: B006
+    dtype: opt.DTypes = ["float32"],  # noqa: B006
+    mode: opt.Modes = ["fwd"],  # noqa: B006
+    level: opt.Levels = ["attention"],  # noqa: B006
+    device: opt.Device = "auto",
+    window_style: opt.Styles = ["residues"],  # noqa: B006
+    batch: opt.Batches = ["1"],  # noqa: B006
+    seed: opt.Seed = 0,
+    threads: opt.Threads = None,
+    group_budget_s: opt.GroupBudget = 20.0,
+    as_json: opt.Json = False,
+) -> None:
+    """Is backend A faster than B? Measured in pairs, interleaved, with the interval and a verdict.
+
+    Examples:
+
+      python -m benchmarks compare banded gather --n-atom 2048
+
+      python -m benchmarks compare banded dense --records out/records.jsonl
+    """
+    if records is not None:
+        if not records.is_file():
+            raise BadAxis(f"--records: expected a file of records, {records} does not exist")
+        found = list(read(records))
+        names = [arms.name_of(a), arms.name_of(b)]
+        known = {r.backend for r in found}
+        for name in names:
+            if name not in known:
+                raise BadAxis(f"--records: {records} holds no {name}; it holds {', '.join(sorted(known))}")
+    else:
+        specs = arms.expand([a, b])
+        if len(specs) != 2:
+            raise BadAxis(f"A, B: expected two different backends, got {a} and {b}")
+        wanted = opt.axes(
+            workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
+            dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device),
+            seed=seed, default_workload=("gfp",),
+        )  # fmt: skip
+        settings = opt.settings(
+            out=None, options=Options(budget_s=group_budget_s, memory=False), threads=threads, seed=seed
+        )
+        with show.Live(show.console(stderr=True)) as live:
+            found = harness.Sweep(harness.plan(wanted, specs), settings, live).run().records
+        names = [arms.name_of(spec) for spec in specs]
+    results = pairs(found, names[0], names[1])
+    if as_json:
+        print(json.dumps(results))
+    else:
+        for result in results:
+            print(sentence(result))
+    if not any("ratio" in result for result in results):
+        print("error: no problem was measured with both", file=typer.get_text_stream("stderr"))
+        raise typer.Exit(opt.FAILED)
+
+
+def pairs(records: list[Record], a: str, b: str) -> list[dict[str, Any]]:
+    """One comparison per group that held both; only cells of one group pair."""
+    groups: dict[str, dict[str, Record]] = {}
+    for record in records:
+        groups.setdefault(record.group, {})[record.backend] = record
+    return [_pair(cells, a, b) for cells in groups.values() if a in cells or b in cells]
+
+
+def _pair(cells: dict[str, Record], a: str, b: str) -> dict[str, Any]:
+    problem = next(iter(cells.values())).problem
+    result: dict[str, Any] = {"problem": problem.model_dump(mode="json"), "title": show.title(problem), "a": a, "b": b}
+    for name in (a, b):
+        record = cells.get(name)
+        if record is None or record.timing is None:
+            why = "it was not measured in this group" if record is None else f"{record.status}: {record.reason}"
+            return result | {"missing": f"{name} has no time: {why}"}
+    first, second = cells[a].timing, cells[b].timing
+    assert first is not None
+    assert second is not None
+    ratio: Ratio = paired_ratio(first.samples_ms, second.samples_ms)
+    noise = show.floor_of(cells.values())
+    margin = MARGIN[problem.device]
+    return result | {
+        "a_ms": first.median_ms,
+        "b_ms": second.median_ms,
+        "ratio": ratio.ratio,
+        "low": ratio.low,
+        "high": ratio.high,
+        "blocks": ratio.n,
+        "noise": noise,
+        "margin": margin,
+        "verdict": verdict(ratio, margin=margin, noise=noise),
+    }
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The comparison in plain words."""
+    head = f"{result['title']}\n  "
+    if "missing" in result:
+        return head + result["missing"]
+    times = f"{show.milliseconds(result['a_ms'])} against {show.milliseconds(result['b_ms'])}"
+    if result["low"] is None:
+        interval = "no interval from so few blocks"
+    else:
+        interval = f"95% interval {result['low']:.3g} … {result['high']:.3g}"
+    noise = "unknown" if result["noise"] is None else f"{100 * result['noise']:.1f}%"
+    said = WORDS[result["verdict"]].format(**result)
+    factor = max(result["ratio"], 1 / result["ratio"])
+    by = f", {factor:.3g} times" if result["verdict"] in ("faster", "slower") else ""
+    return (
+        f"{head}{said}{by}: {times}.\n"
+        f"  Time of {result['a']} over {result['b']}: {result['ratio']:.3g} "
+        f"({interval}, {result['blocks']} paired blocks; the same code against itself differed by up to {noise})."
+    )

@@ -1,0 +1,194 @@
+"""What a sweep shows: progress with an estimate, a line per cell as it ends, and the table at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..harness.cases import Group
+from ..harness.record import Problem, Record
+from ..harness.statistics import MARGIN, noise_floor, paired_ratio, verdict
+from ..harness.sweep import Observer
+
+STYLES = {
+    "ok": "green",
+    "wrong": "bold red",
+    "crashed": "red",
+    "timeout": "red",
+    "oom": "yellow",
+    "unsupported": "dim",
+}
+SHORT = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that does not wrap tables when its output goes to a file."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 150, highlight=False, soft_wrap=False)
+
+
+def title(problem: Problem) -> str:
+    """A problem in one line."""
+    p = problem
+    cap = f" (capped {p.k_cap})" if p.k_cap else ""
+    style = " blocks" if p.window_style == "blocks" else ""
+    extra = "".join(
+        f"  {name} = {value}" for name, value, usual in (("H", p.heads, 4), ("B", p.batch, 1)) if value != usual
+    )
+    return (
+        f"{p.level} {p.mode} {SHORT[p.dtype]} {p.device}  {p.workload} {p.atoms}  "
+        f"N = {p.n_atom:,}  W = {p.window}{style}  K = {p.n_neighbor}{cap}{extra}"
+    )
+
+
+def milliseconds(x: float | None) -> str:
+    """A time to three figures."""
+    if x is None:
+        return "–"
+    return f"{x:.3g} ms" if x < 1000 else f"{x / 1000:.3g} s"
+
+
+def size(n: int | None) -> str:
+    """Bytes to three figures."""
+    if n is None:
+        return "–"
+    value = float(n)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} GiB"
+
+
+class Live(Observer):
+    """Progress on a terminal; plain lines elsewhere."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("cells"),
+            TimeElapsedColumn(),
+            TextColumn("left about"),
+            TimeRemainingColumn(),
+            console=out,
+            transient=True,
+            disable=not out.is_terminal,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._group: Group | None = None
+
+    def __enter__(self) -> Live:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def planned(self, cells: int, on_file: int) -> None:
+        self._progress.update(self._task, total=cells)
+        known = f", {on_file} are on file already" if on_file else ""
+        self.out.print(f"{cells} cells to measure{known}.")
+
+    def phase(self, group: Group, backend: str, phase: str) -> None:
+        if group is not self._group:
+            self._group = group
+            self.out.print(f"\n[bold]{title(group.problem)}[/bold]")
+        self._progress.update(self._task, description=f"{backend or 'inputs'}: {phase}")
+
+    def recorded(self, records: list[Record]) -> None:
+        for record in sorted(records, key=_by_speed):
+            self.out.print(line(record, records))
+        self._progress.advance(self._task, len(records))
+
+    def notice(self, text: str) -> None:
+        self.out.print(f"[yellow]{text}[/yellow]")
+
+
+def line(record: Record, group: Iterable[Record]) -> str:
+    """One cell in one line: its time, how it stands to the group's fastest, its memory; or why there is none."""
+    style = STYLES[record.status]
+    name = f"  {record.backend:<22}[{style}]{record.status:<12}[/{style}]"
+    if record.timing is None:
+        return f"{name}{_escaped(record.reason or _errors(record))}"
+    half = record.timing.half_width
+    spread = "" if half is None else f"± {100 * half:.1f}%"
+    limit = "" if record.limit is None or record.limit.percent is None else f"{record.limit.percent:.0f}% of limit"
+    extra = "" if record.memory is None else f"+{size(record.memory.peak_bytes)}"
+    return (
+        f"{name}{milliseconds(record.timing.median_ms):>10} {spread:<9}{standing(record, group):<22}{extra:<14}{limit}"
+    )
+
+
+def _errors(record: Record) -> str:
+    if record.gate is None:
+        return ""
+    worst = max((e for e in record.gate.errors.values() if e is not None), default=None)
+    return "gate green" if worst is None else f"gate green, largest relative error {worst:.1e}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def standing(record: Record, group: Iterable[Record]) -> str:
+    """``3.1× slower``, by paired blocks, against the fastest of the group; ``fastest`` for itself."""
+    paired = [r for r in group if r.timing is not None and r.group == record.group]
+    if record.timing is None or len(paired) < 2:
+        return ""
+    best = min(paired, key=_by_speed)
+    if best.backend == record.backend:
+        return "fastest"
+    assert best.timing is not None
+    ratio = paired_ratio(record.timing.samples_ms, best.timing.samples_ms)
+    said = verdict(ratio, margin=MARGIN[record.problem.device], noise=floor_of(paired))
+    return f"{ratio.ratio:.3g}× {said}"
+
+
+def floor_of(group: Iterable[Record]) -> float | None:
+    """The noise floor of a group: that of the backend which was timed against itself."""
+    for record in group:
+        if record.timing is not None and record.timing.aa_samples_ms:
+            return noise_floor(record.timing.samples_ms, record.timing.aa_samples_ms)
+    return None
+
+
+def _by_speed(record: Record) -> float:
+    return float("inf") if record.timing is None else record.timing.median_ms
+
+
+def table(records: list[Record]) -> Table:
+    """The whole sweep: a row per problem, a column per backend, the fastest in bold."""
+    names = list(dict.fromkeys(r.backend for r in records))
+    shown = Table(title="Median times, the fastest in bold", title_justify="left")
+    for column in ("level", "mode", "dtype", "atoms of", "N", "W", "K", *names, "fastest"):
+        shown.add_column(column, justify="right" if column in ("N", "W", "K") else "left")
+    problems: dict[str, dict[str, Record]] = {}
+    for record in records:
+        problems.setdefault(record.problem.key, {})[record.backend] = record
+    for cells in problems.values():
+        p = next(iter(cells.values())).problem
+        timed = [r for r in cells.values() if r.timing is not None]
+        best = min(timed, key=_by_speed).backend if timed else None
+        row = [_cell(cells.get(name), name == best) for name in names]
+        shown.add_row(
+            p.level, p.mode, SHORT[p.dtype], f"{p.workload} {p.atoms}", f"{p.n_atom:,}", str(p.window),
+            str(p.n_neighbor), *row, best or "–",
+        )  # fmt: skip
+    return shown
+
+
+def _cell(record: Record | None, best: bool) -> str:
+    if record is None:
+        return ""
+    if record.timing is None:
+        style = STYLES[record.status]
+        return f"[{style}]{record.status}[/{style}]"
+    text = milliseconds(record.timing.median_ms)
+    return f"[bold]{text}[/bold]" if best else text

@@ -1,0 +1,222 @@
+"""``bench`` and ``gpu``: everything in a row, bounded in time, each step written before the next begins."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from ..harness import arms
+from ..harness import sweep as harness
+from ..harness.cases import Axes, Group, grid
+from ..harness.measure import Options
+from ..harness.record import Record
+from . import check, doctor
+from . import console as show
+from . import options as opt
+from . import sweep as sweeping
+
+REPORT_S = 40.0  # kept back from a budget for drawing the page
+BENCH_S = 285.0
+Dev = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Programme:
+    """What to gate and what to sweep, in this order."""
+
+    gate: list[Group]
+    sweep: list[Group]
+    options: Options
+
+
+@opt.reported
+def bench(
+    out: Annotated[Path, typer.Option(help="The folder for records and report.")] = Path("out"),
+    budget_s: Annotated[float, typer.Option(min=30, help="Most seconds for all of it.")] = BENCH_S,
+    threads: opt.Threads = None,
+) -> None:
+    """Everything in one go: doctor, gate, a sweep over real proteins and sizes, the report. No GPU needed.
+
+    Ends by naming the fastest backend per size. With a CUDA GPU, that is measured too. A second call goes on
+    where the first ended.
+    """
+    device = opt.one_device("auto")
+    programmes = [(bench_programme("cpu"), 1.0)]
+    if device == "cuda":
+        programmes = [(gpu_programme("cuda"), 0.6), (bench_programme("cpu"), 0.4)]
+    raise typer.Exit(_run(programmes, out, budget_s, threads))
+
+
+@opt.reported
+def gpu(
+    out: Annotated[Path, typer.Option(help="The folder for records and report.")] = Path("out/gpu"),
+    budget_s: Annotated[float, typer.Option(min=30, help="Most seconds for all of it.")] = 540.0,
+    device: Annotated[str, typer.Option(help="cuda; cpu tries the same path where there is no GPU.")] = "cuda",
+    threads: opt.Threads = None,
+) -> None:
+    """All that needs a GPU, in an order such that whatever time it gets, what it has done is complete and written.
+
+    Doctor, gate over backends, modes and dtypes, ceilings, then bf16 over sizes and windows (attention, block,
+    stack, encoder), fp32, fp16, real proteins, report. A second call goes on where the first ended.
+    """
+    raise typer.Exit(_run([(gpu_programme(opt.one_device(device)), 1.0)], out, budget_s, threads))
+
+
+def bench_programme(device: Dev) -> Programme:
+    """Two cores, four minutes: proteins and synthetic lengths, windows, a cap, and gradients."""
+    backends = arms.expand(["all"])
+    base = Axes(device=device)
+    protein = replace(base, atoms="heavy", workload="ubiquitin")
+    axes = [
+        *grid(base, n_atom=(512, 2048)),
+        *grid(protein, workload=("ubiquitin", "gfp", "1a28")),
+        replace(base, n_atom=2048, mode="fwdbwd"),
+        replace(base, n_atom=2048, level="block"),
+        *grid(base, n_atom=(1024,), window=(16, 64)),
+        *grid(base, n_atom=(1024,), k_cap=(64,)),
+        *grid(base, n_atom=(256, 1024, 4096)),
+        replace(protein, workload="1bd2"),
+        replace(protein, workload="gfp", mode="fwdbwd"),
+    ]
+    gate = grid(replace(protein, mode="fwdbwd"), dtype=("float32", "bfloat16"))
+    return Programme(
+        gate=harness.plan(gate, backends, keep_order=True),
+        sweep=harness.plan(axes, backends, keep_order=True),
+        options=Options(budget_s=8.0),
+    )
+
+
+def gpu_programme(device: Dev) -> Programme:
+    """bf16 first, over N and W; then what is above the seam; then the other dtypes and real proteins."""
+    on_gpu = device == "cuda"
+    sizes = (1024, 4096, 16384, 65536, 262144, 1_000_000) if on_gpu else (256, 1024)
+    middle = (4096, 16384, 65536) if on_gpu else (256,)
+    backends = arms.expand(["all"])
+    base = Axes(device=device, dtype="bfloat16")
+    protein = replace(base, atoms="heavy")
+    proteins = ("ubiquitin", "gfp", "1bd2", "4jsv", "1aon") if on_gpu else ("ubiquitin",)
+    axes = [
+        *grid(base, n_atom=sizes),
+        *grid(base, mode=("fwdbwd",), n_atom=sizes),
+        *grid(base, level=("block",), mode=("fwd", "fwdbwd"), n_atom=middle),
+        *grid(base, level=("stack",), mode=("fwd", "fwdbwd"), n_atom=middle),
+        *grid(base, level=("encoder",), mode=("fwd", "fwdbwd"), n_atom=middle[:2]),
+        *grid(base, n_atom=middle[-2:], mode=("fwd", "fwdbwd"), window=(16, 64, 128)),
+        *grid(base, n_atom=middle[-2:], mode=("fwd", "fwdbwd"), k_cap=(128,)),
+        *grid(base, dtype=("float32", "float16"), mode=("fwd", "fwdbwd"), n_atom=middle),
+        *grid(protein, workload=proteins, mode=("fwd", "fwdbwd")),
+        *grid(base, n_atom=middle[-1:], window_style=("blocks",), mode=("fwd", "fwdbwd")),
+        *grid(base, n_atom=sizes, window=(16, 64, 128), mode=("fwd", "fwdbwd")),
+        replace(base, level="block", n_atom=sizes[-1]),
+        *grid(base, dtype=("float32", "float16"), mode=("fwd", "fwdbwd"), n_atom=sizes),
+    ]
+    gated = grid(
+        replace(protein, workload="ubiquitin"),
+        dtype=("bfloat16", "float32", "float16"),
+        mode=("fwdbwd", "fwd", "train"),
+    )
+    return Programme(
+        gate=harness.plan(gated, backends, keep_order=True),
+        sweep=harness.plan(axes, backends, keep_order=True),
+        options=Options(budget_s=4.0, gate_pairs=1 << 19 if on_gpu else 1 << 17),
+    )
+
+
+def _run(programmes: list[tuple[Programme, float]], out: Path, budget_s: float, threads: int | None) -> int:
+    """Doctor, then each programme in its share of the time, then the report; 1 if a gate was red."""
+    console = show.console()
+    ends = time.monotonic() + budget_s
+    out.mkdir(parents=True, exist_ok=True)
+    console.rule("doctor")
+    found = doctor.examine(rates=False)
+    (out / "doctor.json").write_text(json.dumps(found, indent=1))
+    doctor.render(found, console)
+    records: list[Record] = []
+    failed = False
+    share_ends = time.monotonic()
+    for programme, share in programmes:
+        share_ends += (ends - REPORT_S - time.monotonic()) * share if share < 1 else ends - REPORT_S - share_ends
+        for name, groups, options in (
+            ("gate", programme.gate, replace(programme.options, speed=False, memory=False)),
+            ("sweep", programme.sweep, programme.options),
+        ):
+            outcome = _step(console, name, groups, options, out, share_ends, threads)
+            if outcome is not None:
+                records += outcome.records if name == "sweep" else []
+                failed = failed or bool(sweeping.exit_code(outcome))
+    console.print()
+    console.print(show.table(records))
+    for text in fastest(records):
+        console.print(text)
+    _report(console, out, ends)
+    return opt.FAILED if failed else 0
+
+
+def _step(
+    console: Console, name: str, groups: list[Group], options: Options, out: Path, ends: float, threads: int | None
+) -> harness.Outcome | None:
+    """One sweep within the time that is left; None if there is none."""
+    console.rule(name)
+    left = ends - time.monotonic()
+    if left < 1:
+        console.print(f"No time is left for {len(groups)} problems: run the same command again.")
+        return None
+    path = out / ("gate.jsonl" if name == "gate" else "records.jsonl")
+    settings = opt.settings(out=path, options=options, budget_s=left, threads=threads)
+    try:
+        with show.Live(console) as live:
+            outcome = harness.Sweep(groups, settings, live).run()
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. {out} holds every cell that had ended; the same command goes on from there.")
+        raise typer.Exit(opt.INTERRUPTED) from None
+    if name == "gate":
+        console.print(check.table(outcome.records))
+    console.print(sweeping.ending(outcome, settings))
+    return outcome
+
+
+def fastest(records: list[Record]) -> list[str]:
+    """One sentence per problem: its fastest backend, and how much slower the plain layer is."""
+    problems: dict[str, list[Record]] = {}
+    for record in records:
+        if record.timing is not None:
+            problems.setdefault(record.problem.key, []).append(record)
+    said = []
+    for timed in problems.values():
+        ranked = sorted(timed, key=lambda r: r.timing.median_ms if r.timing else 0.0)
+        best, plain = ranked[0], next((r for r in ranked if r.backend == "gather"), None)
+        against = ""
+        if plain is not None and plain is not best:
+            assert plain.timing is not None
+            assert best.timing is not None
+            against = f", {plain.timing.median_ms / best.timing.median_ms:.3g}× faster than gather"
+        said.append(f"{show.title(best.problem)}: [bold]{best.backend}[/bold]{against}")
+    return said
+
+
+def _report(console: Console, out: Path, ends: float) -> None:
+    """Draw the page in a process of its own; a report that cannot be drawn costs no record."""
+    records = out / "records.jsonl"
+    if not records.exists():
+        console.print("No records, so no report.")
+        return
+    command = [sys.executable, "-m", "reports", str(records), "--out", str(out)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=max(REPORT_S, ends - time.monotonic()), check=False
+        )
+    except subprocess.TimeoutExpired:
+        console.print(f"The report took too long. Draw it with: {' '.join(command[1:])}")
+        return
+    if done.returncode == 0:
+        console.print(done.stdout.strip(), markup=False)
+    else:
+        console.print(f"No report (records: {records}): {done.stderr.strip()[-600:]}", markup=False)

@@ -1,0 +1,361 @@
+"""One group, measured in this process: gate, first call, plan, memory, interleaved timing, gate again.
+
+Runs in the worker. What it finds leaves as events (plain dictionaries) through ``emit``; what it is about to
+run is written down with ``note`` first, so that a death has an author. A backend that fails is out, with its
+status; the others go on. Cells with a speed leave together, at the end: only those are pairs.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from . import arms, footprint
+from .cases import INDEX_BACKEND
+from .clock import Interleaved, interleave, make_clock
+from .record import Gate, Limit, Memory, Problem, Timing
+from .statistics import median_interval
+
+if TYPE_CHECKING:
+    from .gate import Expected
+    from .inputs import Case, Inputs
+
+Emit = Callable[[dict[str, Any]], None]
+Note = Callable[[str, str], None]
+AA = "#again"  # marks the second arm of the backend that is timed against itself
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a group is measured; everything here may differ between two runs of one problem."""
+
+    budget_s: float = 10.0
+    min_blocks: int = 20
+    max_blocks: int = 200
+    gate_pairs: int = 1 << 18
+    try_oversized: bool = False
+    speed: bool = True  # False: the gate alone
+    memory: bool = True
+    limits_s: dict[str, float] = field(default_factory=lambda: dict(PHASE_LIMITS_S))
+
+
+# The longest that a phase may take for one backend; the timing gets its budget on top.
+PHASE_LIMITS_S = {"build": 300.0, "first call": 300.0, "gate": 300.0, "plan": 120.0, "memory": 120.0, "timing": 120.0}
+
+
+class DevicePoisoned(RuntimeError):
+    """The CUDA context no longer works: the process must be replaced."""
+
+
+@dataclass
+class _Arm:
+    """A backend on its way through the phases."""
+
+    name: str
+    case: Case
+    gate: Gate | None = None
+    first_call_ms: float | None = None
+    plan_ms: float | None = None
+    memory: Memory | None = None
+    again: dict[str, float | None] = field(default_factory=dict)
+
+
+class Group:
+    """One problem and its backends in this process."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        source: str | None,
+        options: Options,
+        ceilings: dict[str, Any] | None,
+        emit: Emit,
+        note: Note,
+    ) -> None:
+        self.problem, self.source, self.options = problem, source, options
+        self._ceilings, self._emit, self._note = ceilings, emit, note
+        self._inputs: Inputs | None = None
+        self._expected: Expected | None = None
+
+    def run(self, backends: tuple[str, ...]) -> None:
+        """Bring every backend to one terminal status."""
+        wanted = [name for name in backends if self._may_start(name)]
+        if not wanted or not self._build(wanted):
+            return
+        ready = [arm for name in wanted if (arm := self._prepare(name)) is not None]
+        if not self.options.speed:
+            self._finish(ready, None)
+            return
+        timed = self._time(ready)
+        self._finish([arm for arm in ready if timed is not None and arm.name in timed.samples], timed)
+
+    # -- before anything is built ------------------------------------------------------------------
+
+    def _may_start(self, name: str) -> bool:
+        self._enter(name, "build")
+        with self._guard(name):
+            reasons = arms.unavailable(name, self.problem)
+            if reasons:
+                self._out(name, "unsupported", "; ".join(reasons))
+                return False
+            shortage = None if self.options.try_oversized else self._shortage(name)
+            if shortage:
+                self._out(name, "oom", shortage)
+                return False
+            return True
+        return False
+
+    def _shortage(self, name: str) -> str | None:
+        """Why this cell is predicted not to fit; None if it fits."""
+        from .device import available_bytes
+
+        needed = footprint.needed_bytes(self.problem, arms.seam_peak_bytes(name, self.problem))
+        available = available_bytes(self.problem.device)
+        if needed <= available:
+            return None
+        return f"oom (predicted): needs {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"
+
+    def _build(self, wanted: list[str]) -> bool:
+        """Inputs and reference, shared by all; if they fail, so does every backend that waits for them."""
+        from . import gate, inputs
+
+        self._enter("", "build")
+        try:
+            self._inputs = inputs.build(self.problem, self.source)
+            self._expected = gate.expect(self._inputs, max_pairs=self.options.gate_pairs)
+        except Exception as e:
+            status, reason = _verdict_on(e)
+            for name in wanted:
+                self._out(name, status, f"while the inputs and their reference were built: {reason}", _text(e))
+            self._check_device()
+            return False
+        return True
+
+    # -- one backend at a time ---------------------------------------------------------------------
+
+    def _prepare(self, name: str) -> _Arm | None:
+        from . import gate, inputs
+
+        assert self._inputs is not None
+        assert self._expected is not None
+        with self._guard(name):
+            self._enter(name, "first call")
+            arm = _Arm(name, inputs.Case(self._inputs, arms.converted(name, self._inputs.module)))
+            arm.first_call_ms = self._milliseconds(arm.case)
+            self._enter(name, "gate")
+            arm.gate = gate.check(arm.case, self._expected)
+            if not arm.gate.passed:
+                self._out(name, "wrong", gate.why_red(arm.gate, self.problem.dtype), gate=arm.gate)
+                return None
+            if self.options.speed:
+                self._enter(name, "plan")
+                arm.plan_ms = self._plan_ms(arm.case)
+                if self.options.memory:
+                    self._enter(name, "memory")
+                    arm.memory = self._memory(name, arm.case)
+            return arm
+        return None
+
+    def _milliseconds(self, call: Callable[[], object]) -> float:
+        self._synchronize()
+        start = time.perf_counter()
+        call()
+        self._synchronize()
+        return (time.perf_counter() - start) * 1e3
+
+    def _plan_ms(self, case: Case) -> float | None:
+        """What an index never seen before costs, above a call whose plan is there already."""
+        if "neighbor_idx" not in case.inputs.fixed:
+            return None  # the level builds its index in every call
+        steady = min(self._milliseconds(case), self._milliseconds(case))
+        fresh = self._milliseconds(case.on_fresh_index)
+        case.release()
+        return max(fresh - steady, 0.0)
+
+    def _memory(self, name: str, case: Case) -> Memory:
+        from .device import peak_memory
+
+        case.release()
+        peak, source = peak_memory(case, self.problem.device)
+        case.release()
+        at_seam = self.problem.level == "attention"
+        return Memory(
+            peak_bytes=peak,
+            model_bytes=arms.seam_peak_bytes(name, self.problem) if at_seam else None,
+            input_bytes=footprint.input_bytes(self.problem),
+            p_bytes=footprint.pair_bytes(self.problem),
+            source=source,
+        )
+
+    # -- all backends together ---------------------------------------------------------------------
+
+    def _time(self, ready: list[_Arm]) -> Interleaved | None:
+        """Interleave what passed the gate; an arm that fails now is out, and the others start again."""
+        while ready:
+            calls: dict[str, Callable[[], object]] = {arm.name: arm.case for arm in ready}
+            fastest = min(ready, key=lambda arm: self._milliseconds(arm.case))
+            calls[fastest.name + AA] = fastest.case
+            running = ready[0].name
+
+            def about_to_run(name: str) -> None:
+                nonlocal running
+                running = name.removesuffix(AA)
+                self._note(running, "timing")
+                for arm in ready:
+                    arm.case.release()
+
+            self._emit(self._phase(running, "timing", extra_s=self.options.budget_s))
+            try:
+                return interleave(
+                    calls,
+                    clock=make_clock(self.problem.device),
+                    budget_s=self.options.budget_s,
+                    min_blocks=self.options.min_blocks,
+                    max_blocks=self.options.max_blocks,
+                    seed=self.problem.seed,
+                    on_run=about_to_run,
+                )
+            except Exception as e:
+                status, reason = _verdict_on(e)
+                self._out(running, status, f"while timed: {reason}", _text(e))
+                self._check_device()
+                ready[:] = [arm for arm in ready if arm.name != running]
+        return None
+
+    def _finish(self, ready: list[_Arm], timed: Interleaved | None) -> None:
+        """Look at what the last timed call of each made, then send all good cells in one event."""
+        from . import gate
+
+        assert self._expected is not None
+        cells = []
+        for arm in ready:
+            assert arm.gate is not None
+            with self._guard(arm.name):
+                if timed is not None:
+                    self._enter(arm.name, "gate")
+                    arm.case.release()
+                    arm.case()
+                    arm.gate = gate.check_again(arm.case, self._expected, arm.gate)
+                    arm.case.release()
+                if not arm.gate.passed:
+                    self._out(
+                        arm.name, "wrong", "after timing, " + gate.why_red(arm.gate, self.problem.dtype), gate=arm.gate
+                    )
+                    continue
+                cells.append(self._good(arm, timed))
+        self._emit({"event": "cells", "cells": cells})
+
+    def _good(self, arm: _Arm, timed: Interleaved | None) -> dict[str, Any]:
+        timing = None if timed is None else _timing(arm.name, timed, make_clock(self.problem.device).cache)
+        limit = None if timing is None else self._limit(timing.median_ms)
+        return {
+            "backend": arm.name,
+            "status": "ok",
+            "gate": _json(arm.gate),
+            "plan_ms": arm.plan_ms,
+            "first_call_ms": arm.first_call_ms,
+            "timing": _json(timing),
+            "memory": _json(arm.memory),
+            "limit": _json(limit),
+        }
+
+    def _limit(self, measured_ms: float) -> Limit | None:
+        """How near the operation's floor this is; None without the device's ceilings."""
+        if self._ceilings is None:
+            return None
+        from .ceilings import Ceilings
+        from .cost import limit
+
+        return limit(self.problem, Ceilings(**self._ceilings), measured_ms)
+
+    # -- the ways out ------------------------------------------------------------------------------
+
+    def _enter(self, name: str, phase: str) -> None:
+        self._note(name, phase)
+        self._emit(self._phase(name, phase))
+
+    def _phase(self, name: str, phase: str, extra_s: float = 0.0) -> dict[str, Any]:
+        limit_s = self.options.limits_s[phase] + extra_s
+        return {"event": "phase", "backend": name, "phase": phase, "limit_s": limit_s}
+
+    def _out(self, name: str, status: str, reason: str, error: str | None = None, gate: Gate | None = None) -> None:
+        cell = {"backend": name, "status": status, "reason": reason, "error": error, "gate": _json(gate)}
+        self._emit({"event": "cells", "cells": [cell]})
+
+    @contextmanager
+    def _guard(self, name: str):
+        """Turn an exception of one backend into its status; make sure that the device survived it."""
+        try:
+            yield
+        except DevicePoisoned:
+            raise
+        except Exception as e:
+            status, reason = _verdict_on(e)
+            self._out(name, status, reason, _text(e) if status != "unsupported" else None)
+            del e
+            gc.collect()
+            self._check_device()
+
+    def _synchronize(self) -> None:
+        if self.problem.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def _check_device(self) -> None:
+        """Raise :class:`DevicePoisoned` if CUDA no longer answers; else hand its cached memory back."""
+        if self.problem.device != "cuda":
+            return
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as e:
+            raise DevicePoisoned(str(e)) from e
+
+
+def _timing(name: str, timed: Interleaved, cache: Any) -> Timing:
+    samples = timed.samples[name]
+    interval = median_interval(samples)
+    return Timing(
+        samples_ms=samples,
+        calls_per_sample=timed.calls_per_sample[name],
+        median_ms=interval.median,
+        ci_low_ms=interval.median if interval.low is None else interval.low,
+        ci_high_ms=interval.median if interval.high is None else interval.high,
+        half_width=timed.half_widths[name],
+        stop=timed.stop[name],
+        cache=cache,
+        aa_samples_ms=timed.samples.get(name + AA),
+    )
+
+
+def _verdict_on(e: Exception) -> tuple[str, str]:
+    """(status, reason) of an exception."""
+    import torch
+
+    from variants import UnsupportedError
+
+    if isinstance(e, UnsupportedError):
+        return "unsupported", "; ".join(e.reasons)
+    first = (str(e).strip() or type(e).__name__).splitlines()[0]
+    if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
+        return "oom", f"oom: {first}"
+    return "crashed", f"{type(e).__name__}: {first}"
+
+
+def _text(e: Exception) -> str:
+    return "".join(traceback.format_exception(e))
+
+
+def _json(model: Any) -> Any:
+    return None if model is None else model.model_dump(mode="json")
+
+
+__all__ = ["INDEX_BACKEND", "DevicePoisoned", "Group", "Options"]

@@ -1,0 +1,324 @@
+"""Run groups in a worker that may die, record every cell's one status, and go on where a kill left off.
+
+This is the parent: it plans, waits and writes, and imports no torch. Cells are appended as they end,
+those with a speed of one group together, since only they are pairs. What is on file for this commit,
+these sources and this machine is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from . import arms
+from .cases import Axes, BadAxis, Group, resolve
+from .footprint import input_bytes, pair_bytes
+from .measure import Options
+from .process import Worker, WorkerDied, WorkerTimeout
+from .record import Problem, Provenance, Record, append, read
+
+START_LIMIT_S = 180.0  # a worker's first answer: it imports torch
+CEILINGS_LIMIT_S = 180.0
+# Rough relative work, to put the small first.
+_LEVEL_WEIGHT = {"index": 0.2, "attention": 1.0, "block": 1.3, "stack": 4.0, "encoder": 6.0, "decoder": 6.0}
+_MODE_WEIGHT = {"fwd": 1.0, "fwdbwd": 3.0, "train": 3.2}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a sweep is run. ``out`` None keeps the records in memory alone."""
+
+    out: Path | None
+    options: Options = field(default_factory=Options)
+    budget_s: float | None = None
+    fresh: bool = False
+    retry: frozenset[str] = frozenset()
+    threads: int | None = None
+    argv: tuple[str, ...] = ()
+    seed: int = 0
+
+
+class Observer:
+    """What a sweep tells while it runs; every method may be left as it is."""
+
+    def planned(self, cells: int, on_file: int) -> None: ...
+
+    def phase(self, group: Group, backend: str, phase: str) -> None: ...
+
+    def recorded(self, records: list[Record]) -> None: ...
+
+    def notice(self, text: str) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """All records of the plan, on file before or made now; ``unfinished`` cells had no time."""
+
+    records: list[Record]
+    made: list[Record]
+    unfinished: int
+    seconds: float
+
+
+class BudgetEnded(RuntimeError):
+    """The sweep's time is over; what is recorded is complete."""
+
+
+def plan(axes: Iterable[Axes], backends: tuple[str, ...], *, keep_order: bool = False) -> list[Group]:
+    """The groups that these axes ask for, none twice, the smallest first unless ``keep_order``.
+
+    Raises
+    ------
+    BadAxis, WorkloadError
+    """
+    groups: dict[str, Group] = {}
+    for one in axes:
+        problem, source = resolve(one)
+        names = (arms.INDEX_BACKEND,) if problem.level == "index" else backends
+        groups.setdefault(problem.key, Group(problem, names, source))
+    if not groups:
+        raise BadAxis("the axes: expected at least one combination, got none")
+    return list(groups.values()) if keep_order else sorted(groups.values(), key=lambda g: work(g.problem))
+
+
+def work(problem: Problem) -> float:
+    """A group's rough relative cost."""
+    return _LEVEL_WEIGHT[problem.level] * _MODE_WEIGHT[problem.mode] * (pair_bytes(problem) + input_bytes(problem))
+
+
+class Sweep:
+    """One invocation over planned groups."""
+
+    def __init__(self, groups: list[Group], settings: Settings, observer: Observer | None = None) -> None:
+        self.groups, self.settings = groups, settings
+        self.observer = observer or Observer()
+        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self._worker: Worker | None = None
+        self._described: dict[str, dict[str, Any]] = {}
+        self._ceilings: dict[tuple[str, str], dict[str, Any] | None] = {}
+        self._made: list[Record] = []
+        self._deadline: float | None = None
+
+    def run(self) -> Outcome:
+        """Bring every cell of the plan to a record, or stop at the budget.
+
+        A ``KeyboardInterrupt`` ends the worker and passes through; the file is good.
+        """
+        started = time.monotonic()
+        if self.settings.budget_s is not None:
+            self._deadline = started + self.settings.budget_s
+        unfinished = 0
+        kept: list[Record] = []
+        try:
+            known = self._on_file()
+            todo = [_without(group, known) for group in self.groups]
+            kept = [known[key] for group in self.groups for key in _keys(group) if key in known]
+            cells = sum(len(group.backends) for group in todo)
+            self.observer.planned(cells, len(kept))
+            unfinished = cells
+            for group in todo:
+                if group.backends:
+                    before = len(self._made)
+                    try:
+                        self._group(group)
+                    finally:
+                        unfinished -= len(self._made) - before
+        except BudgetEnded as e:
+            self.observer.notice(str(e))
+        finally:
+            self.close()
+        return Outcome(kept + self._made, self._made, unfinished, time.monotonic() - started)
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.stop()
+            self._worker = None
+
+    # -- what is there -----------------------------------------------------------------------------
+
+    def _on_file(self) -> dict[str, Record]:
+        """The records that count as done: same commit, sources and machine; the last one of each cell."""
+        out = self.settings.out
+        if self.settings.fresh or out is None or not out.exists():
+            return {}
+        known: dict[str, Record] = {}
+        for record in read(out):
+            if record.status in self.settings.retry:
+                known.pop(record.key, None)
+            elif _place(record.provenance.model_dump()) == _place(self._provenance(record.problem.device)):
+                known[record.key] = record
+        return known
+
+    def _provenance(self, device: str) -> dict[str, Any]:
+        """What the worker says of this machine, asked once per device."""
+        if device not in self._described:
+            for event in self._ask("describe", device=device, limit_s=START_LIMIT_S):
+                if event["event"] == "described":
+                    self._described[device] = dict(event["provenance"])  # type: ignore[arg-type]
+        return self._described[device]
+
+    def _ceiling(self, problem: Problem) -> dict[str, Any] | None:
+        """Both rates of the device for this dtype, measured once per run; None if measuring them failed."""
+        key = (problem.device, problem.dtype)
+        if key not in self._ceilings:
+            self._ceilings[key] = None
+            try:
+                for event in self._ask("ceilings", device=key[0], dtype=key[1], limit_s=CEILINGS_LIMIT_S):
+                    if event["event"] == "ceilings":
+                        self._ceilings[key] = dict(event["ceilings"])
+            except (WorkerDied, WorkerTimeout) as e:
+                self.close()
+                self.observer.notice(f"no % of limit for {key[1]} on {key[0]}: {e}")
+        return self._ceilings[key]
+
+    def _ask(self, what: str, *, limit_s: float, **arguments: object) -> Iterator[dict[str, Any]]:
+        if self._worker is None or not self._worker.alive:
+            self.close()
+            self._worker = Worker(threads=self.settings.threads)
+        self._worker.request(what, **arguments)
+        yield from self._worker.events(limit_s=limit_s, until=self._deadline)
+
+    # -- one group ---------------------------------------------------------------------------------
+
+    def _group(self, group: Group) -> None:
+        """Run the group until each of its backends has a record, in as many workers as that takes."""
+        left = list(group.backends)
+        while left:
+            self._check_budget()
+            pending = _Pending(group, left, f"{self.run_id}/{group.problem.key[:8]}-{len(left)}")
+            provenance, ceilings = self._provenance(group.problem.device), self._ceiling(group.problem)
+            try:
+                self._measure(pending, ceilings)
+            except WorkerTimeout as e:
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    self._record(pending, provenance)
+                    raise BudgetEnded(self._budget_text()) from e
+                self._blame(pending, e.in_flight, "timeout", str(e), e.stderr)
+            except WorkerDied as e:
+                self._blame(pending, e.in_flight, "crashed", e.how, e.stderr)
+            self._record(pending, provenance)
+            done = set(pending.cells)
+            left = [spec for spec in left if spec not in done]
+
+    def _measure(self, pending: _Pending, ceilings: dict[str, Any] | None) -> None:
+        group = pending.group
+        options = asdict(self._options())
+        self.observer.phase(group, "", "start")
+        for event in self._ask(
+            "group",
+            problem=group.problem.model_dump(mode="json"),
+            source=group.source,
+            backends=pending.backends,
+            options=options,
+            ceilings=ceilings,
+            limit_s=START_LIMIT_S,
+        ):
+            match event["event"]:
+                case "phase":
+                    self.observer.phase(group, arms.name_of(event["backend"]), event["phase"])
+                case "cells":
+                    pending.cells |= {cell["backend"]: cell for cell in event["cells"]}
+                case "environment":
+                    pending.environment = {"before": event["before"], "after": event["after"]}
+        for spec in pending.backends:
+            pending.cells.setdefault(
+                spec, {"backend": spec, "status": "crashed", "reason": "the worker sent no result for this cell"}
+            )
+
+    def _options(self) -> Options:
+        """The group's own budget, cut to what is left of the sweep's."""
+        options = self.settings.options
+        if self._deadline is None:
+            return options
+        return replace(options, budget_s=min(options.budget_s, max(1.0, (self._deadline - time.monotonic()) / 3)))
+
+    def _blame(self, pending: _Pending, in_flight: tuple[str, str] | None, status: str, how: str, stderr: str) -> None:
+        """Give the cell in flight its status. Nobody in flight, or one that has ended already: if nothing at all
+        came out of this worker, the whole group is at fault, else the rest just runs again."""
+        self.close()
+        name, phase = in_flight or ("", "start")
+        if name in pending.backends and name not in pending.cells:
+            at_fault = [name]
+        else:
+            at_fault = [] if pending.cells else pending.backends
+        for spec in at_fault:
+            pending.cells[spec] = {
+                "backend": spec,
+                "status": status,
+                "reason": f"{how}; in phase: {phase}",
+                "error": stderr or None,
+            }
+
+    def _record(self, pending: _Pending, provenance: dict[str, Any]) -> None:
+        """Append what the worker found, in one write."""
+        settings = self.settings
+        where = provenance | {
+            "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "argv": list(settings.argv),
+            "seed": settings.seed,
+            "environment": {**provenance.get("environment", {}), **pending.environment},
+        }
+        records = [self._as_record(pending, cell, where) for cell in pending.cells.values()]
+        if settings.out is not None:
+            append(settings.out, records)
+        self._made += records
+        self.observer.recorded(records)
+
+    def _as_record(self, pending: _Pending, cell: dict[str, Any], where: dict[str, Any]) -> Record:
+        common = {
+            "run": self.run_id,
+            "group": pending.name,
+            "backend": arms.name_of(cell["backend"]),
+            "problem": pending.group.problem,
+            "provenance": Provenance.model_validate(where),
+        }
+        try:
+            return Record(**common, **{k: v for k, v in cell.items() if k != "backend"})
+        except ValidationError as e:
+            reason = "the worker's result breaks the schema"
+            error = f"{e}\n{json.dumps(cell)[:4000]}"
+            return Record(**common, status="crashed", reason=reason, error=error)
+
+    def _check_budget(self) -> None:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise BudgetEnded(self._budget_text())
+
+    def _budget_text(self) -> str:
+        return f"the budget of {self.settings.budget_s:g} s is used up; run the same command again to go on"
+
+
+@dataclass
+class _Pending:
+    """A group in a worker: who was asked for, and what has come back."""
+
+    group: Group
+    backends: list[str]
+    name: str
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def _key(group: Group, spec: str) -> str:
+    return f"{arms.name_of(spec)}@{group.problem.key}"
+
+
+def _keys(group: Group) -> list[str]:
+    return [_key(group, spec) for spec in group.backends]
+
+
+def _without(group: Group, known: dict[str, Record]) -> Group:
+    return replace(group, backends=tuple(spec for spec in group.backends if _key(group, spec) not in known))
+
+
+def _place(provenance: dict[str, Any]) -> tuple:
+    return tuple(provenance[name] for name in ("commit", "code", "machine", "gpu"))
