@@ -142,7 +142,7 @@ class FlexBlock(AtomTransformerBlock):
         require(BACKEND, self, Q, K, V, p)
         _require_size(self, Q, p)
         if p.shape[2] == 0:
-            return torch.zeros_like(Q)
+            return super()._attend(Q, K, V, p, neighbor_idx, valid_mask)  # the layer's own empty sum
         plan = band_plan(neighbor_idx, valid_mask)
         told = blocks(plan)
         holes = valid_mask.reshape(-1, *valid_mask.shape[-2:]) if plan.has_holes else None

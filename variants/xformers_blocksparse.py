@@ -27,6 +27,7 @@ from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._registry import require
 from ._remember import remembered
+from ._xformers import library_reasons
 
 _SIDE = 32  # atoms per side of a block; the library takes 16 or more
 _FILL = -1e9  # the score of a dead cell
@@ -71,7 +72,7 @@ def bias_cells(bias: Tensor, valid_mask: Tensor, where: Layout) -> Tensor:
     if valid_mask.dim() == 3:
         bias = torch.where(valid_mask[..., None], bias, _FILL)
     by_head = bias.flatten(1, 2).transpose(1, 2)
-    return bias.new_full((batch, heads, cells + 1), _FILL).index_copy(2, where.cell, by_head)[..., :cells]
+    return bias.new_full((batch, heads, cells + 1), _FILL).index_copy_(2, where.cell, by_head)[..., :cells]
 
 
 def row_shifted(values: Tensor, where: Layout) -> Tensor:
@@ -89,8 +90,8 @@ class XformersBlocksparseBlock(AtomTransformerBlock):
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         where = layout(neighbor_idx, valid_mask)
-        if where.row.numel() == 0:
-            return (Q + K + V) * 0
+        if where.row.numel() == 0:  # no live pair: the layer's own empty sum
+            return super()._attend(Q, K, V, p[:, :, :0], neighbor_idx[:, :0], valid_mask[..., :0])
         bias = self.pair_bias(self.norm_pair(torch.where(valid_mask[..., None], p, 0)))
         wide = torch.promote_types(Q.dtype, torch.float32)
         with torch.autocast(Q.device.type, enabled=False):
@@ -144,6 +145,6 @@ BACKEND = Backend(
     devices=("cpu", "cuda"),
     dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     cost=cost,
-    requires=("xformers.sparse",),
     needs_unique=True,
+    probe=lambda device: list(library_reasons()),
 )
