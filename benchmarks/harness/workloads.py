@@ -6,6 +6,7 @@ Torch and the layer are imported only where tensors are made.
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import fasta
+from . import fasta, files, structures
 from .atoms import ATOM_SETS, Workload, WorkloadError, check_atoms, check_size, cut, from_chains, slots
 from .templates import DATA, templates
 
@@ -54,10 +55,19 @@ def load(name: str, atoms: str = "heavy") -> Workload:
     ------
     WorkloadError
     """
+    check_atoms(atoms)
     records = _systems().get(name)
     if records is None:
+        if not files.looks_like_path(name):
+            raise WorkloadError(_unknown(name))
         return from_file(name, atoms)
     return _from_records(name, f"{FASTA.name}: {records[0].header.partition(' ')[2]}", records, atoms)
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, names(), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{name!r}: expected one of {', '.join(names())}, or the path of a file{hint}"
 
 
 def from_file(path: str | Path, atoms: str = "heavy") -> Workload:
@@ -69,8 +79,10 @@ def from_file(path: str | Path, atoms: str = "heavy") -> Workload:
         Naming the file, and what is wrong with it.
     """
     check_atoms(atoms)
-    text = Path(path).read_text(encoding="utf-8")
-    return _from_records(Path(path).name, str(path), fasta.parse(text, str(path)), atoms)
+    content = files.read(path)
+    if content.kind == "fasta":
+        return _from_records(content.name, content.origin, fasta.parse(content.text, content.origin), atoms)
+    return structures.workload(content, atoms)
 
 
 def _from_records(name: str, source: str, records: Sequence[fasta.Record], atoms: str) -> Workload:
