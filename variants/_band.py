@@ -7,17 +7,13 @@ pair and reused by every block and step.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ._backend import UnsupportedError
-
-T = TypeVar("T")
+from ._remember import remembered
 
 _CHECK_ELEMENTS = 1 << 20  # slots looked at per step, so that checking needs little memory
 
@@ -47,13 +43,6 @@ class BandPlan:
     has_holes: bool
     monotone: bool
     n_live: int
-    _derived: dict[object, Any] = field(default_factory=dict, repr=False)
-
-    def derive(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What a backend makes of this plan (tiles, a block mask), made once and kept as long as the plan."""
-        if key not in self._derived:
-            self._derived[key] = make()
-        return self._derived[key]
 
 
 def band_plan(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan:
@@ -62,42 +51,10 @@ def band_plan(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan:
     Raises :class:`NotABand` with the first offending row. Equal identities and versions of both tensors give the plan
     made before; it goes when either tensor goes. Inference tensors have no version and are planned anew each time.
     """
-    return _cached_plan(neighbor_idx, valid_mask)
+    return _make_plan(neighbor_idx, valid_mask)
 
 
-@torch.compiler.disable
-def _cached_plan(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan:
-    if neighbor_idx.is_inference() or valid_mask.is_inference():
-        return _make_plan(neighbor_idx, valid_mask)
-    return _CACHE.get(neighbor_idx, valid_mask)
-
-
-class _PlanCache:
-    """Plans by the identity and version of the two tensors, holding neither: an entry leaves with either of them."""
-
-    def __init__(self) -> None:
-        self._entries: dict[tuple[int, int], tuple[weakref.ref, weakref.ref, tuple[int, int], BandPlan]] = {}
-
-    def get(self, idx: Tensor, mask: Tensor) -> BandPlan:
-        key, versions = (id(idx), id(mask)), (idx._version, mask._version)
-        entry = self._entries.get(key)
-        if entry is not None and entry[0]() is idx and entry[1]() is mask and entry[2] == versions:
-            return entry[3]
-        plan = _make_plan(idx, mask)
-
-        def forget(_: object) -> None:
-            self._entries.pop(key, None)
-
-        self._entries[key] = (weakref.ref(idx, forget), weakref.ref(mask, forget), versions, plan)
-        return plan
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
-_CACHE = _PlanCache()
-
-
+@remembered
 @torch.no_grad()
 def _make_plan(idx: Tensor, mask: Tensor) -> BandPlan:
     n, k = idx.shape

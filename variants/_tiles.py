@@ -92,12 +92,10 @@ class Schedule:
 
 
 def schedule(plan: BandPlan, rows: int) -> Schedule:
-    """Tiles of at most ``rows`` rows, cut between groups where possible, and early where the span would jump."""
-    return plan.derive(("tiles", rows), lambda: _schedule(plan, rows))
+    """Tiles of at most ``rows`` rows, cut between groups where possible, and early where the span would jump.
 
-
-def _schedule(plan: BandPlan, rows: int) -> Schedule:
-    """Greedy: a group joins the tile unless that makes too many rows or a span well beyond one row's neighbours."""
+    Greedy: a group joins the tile unless that makes too many rows or a span well beyond one row's neighbours.
+    """
     tiles: list[Tile] = []
     batch: list[_Group] = []
     lo = hi = 0

@@ -23,9 +23,10 @@ from ._backend import Backend, Cost, Mode, Shape
 from ._band import BandPlan, band_plan
 from ._pair_bias import PairBias, Pairs
 from ._registry import require
-from ._tiles import Tile, schedule
+from ._remember import remembered
+from ._tiles import Schedule, Tile, schedule
 
-_TILE_PAIRS = 28_000  # x² and the bias of so many pairs stay in the second-level cache
+_TILE_PAIRS = 40_000  # x² and the bias of so many pairs stay in the second-level cache
 _TILE_ROWS = (32, 160)  # fewer rows: overhead per tile; more: scores outside the band
 
 
@@ -111,7 +112,7 @@ class _Work:
         self.p, self.plan = p, plan
         self.heads, self.scale = weight.shape[0], Q.shape[-1] ** -0.5
         self.dtype = torch.promote_types(torch.promote_types(Q.dtype, p.dtype), torch.float32)
-        tiling = schedule(plan, _tile_rows(plan.n_neighbor))
+        tiling = _tiling(plan)
         self.tiles = tiling.tiles
         items = mask if mask.dim() == 3 else mask[None]
         self.dead = ~items.any(-1) if plan.has_holes or any(t.has_dead for t in self.tiles) else None
@@ -147,6 +148,11 @@ class _Work:
             done = tile.stop
         dp[:, done:] = 0
         return dp
+
+
+@remembered
+def _tiling(plan: BandPlan) -> Schedule:
+    return schedule(plan, _tile_rows(plan.n_neighbor))
 
 
 def _tile_rows(n_neighbor: int) -> int:
