@@ -1,0 +1,156 @@
+"""The answer in plain words: which backend to use where, by how much, how sure, and what will fit.
+
+Sentences carry ``**bold**`` and `` `backend` `` marks only, so that the page and its Markdown twin share them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from reports import words
+from reports.analyse import BASELINE, Contest, Pair, median_ms
+from reports.load import Family, Place, Setting, setting
+
+
+@dataclass(frozen=True)
+class Region:
+    """Problems of one setting and family with the same fastest backend, and the one that stands for them."""
+
+    setting: Setting
+    family: Family
+    contests: tuple[Contest, ...]
+    whole: bool  # every problem of the setting and family
+
+    @property
+    def use(self) -> str:
+        return self.contests[0].winner.record.backend
+
+    @property
+    def shown(self) -> Contest:
+        """The largest N, at the usual window and without a cap where there is one."""
+        return max(self.contests, key=lambda c: (c.problem.n_atom, c.problem.window == 32, c.problem.k_cap is None))
+
+    @property
+    def resolved(self) -> int:
+        return sum(1 for c in self.contests if len(c.ranked) > 1 and not c.tied)
+
+    @property
+    def alternatives(self) -> list[str]:
+        """Backends that tie with the winner at every problem of the region."""
+        first = set(self.contests[0].tied)
+        return sorted(first.intersection(*(c.tied for c in self.contests)))
+
+    @property
+    def sizes(self) -> str:
+        problems = [c.problem for c in self.contests]
+        names = sorted({p.workload for p in problems if p.workload != "synthetic"}, key=lambda w: _n_of(w, problems))
+        parts = [_span("N", [p.n_atom for p in problems]), _span("W", [p.window for p in problems])]
+        parts.append(_span("K", [p.n_neighbor for p in problems]))
+        named = f" ({names[0]})" if len(names) == 1 else f" ({names[0]} … {names[-1]})" if names else ""
+        return parts[0] + named + ", " + ", ".join(parts[1:])
+
+
+def _n_of(workload: str, problems: Iterable) -> int:
+    return next(p.n_atom for p in problems if p.workload == workload)
+
+
+def _span(letter: str, values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{letter} {low:,}" if low == high else f"{letter} {low:,} … {high:,}"
+
+
+def regions(contests: Iterable[Contest]) -> list[Region]:
+    """Settings split where the fastest backend changes along N; undivided where it never does."""
+    by_family: dict[tuple[Setting, Family], list[Contest]] = defaultdict(list)
+    for c in contests:
+        if c.ranked:
+            by_family[(setting(c.problem), c.winner.family)].append(c)
+    out = []
+    for (where, family), mine in by_family.items():
+        if len({c.winner.record.backend for c in mine}) == 1:
+            out.append(Region(where, family, tuple(mine), whole=True))
+            continue
+        lines: dict[tuple[int, int | None], list[Contest]] = defaultdict(list)
+        for c in mine:
+            lines[(c.problem.window, c.problem.k_cap)].append(c)
+        for line in lines.values():
+            for run in _runs(sorted(line, key=lambda c: c.problem.n_atom), lambda c: c.winner.record.backend):
+                out.append(Region(where, family, tuple(run), whole=False))
+    return sorted(out, key=lambda r: (r.setting.order, r.family.kind != "synthetic", r.family.atoms))
+
+
+def _runs(items: Sequence[Contest], key: Callable[[Contest], str]) -> list[list[Contest]]:
+    out: list[list[Contest]] = []
+    for item in items:
+        if out and key(out[-1][-1]) == key(item):
+            out[-1].append(item)
+        else:
+            out.append([item])
+    return out
+
+
+def against_next(contest: Contest) -> Pair | None:
+    if len(contest.ranked) < 2:
+        return None
+    return contest.pair(contest.ranked[0].record.backend, contest.ranked[1].record.backend)
+
+
+def against_baseline(region: Region) -> tuple[Contest, Pair] | None:
+    """The largest problem of the region at which the winner and the baseline were paired."""
+    found = [(c, p) for c in region.contests if (p := c.pair(region.use, BASELINE)) is not None]
+    return max(found, key=lambda cp: (cp[0].problem.n_atom, cp[0].problem.window == 32, cp[0].problem.k_cap is None),
+               default=None)  # fmt: skip
+
+
+def headline(place: Place, contests: Sequence[Contest], labels: dict[Setting, str]) -> list[str]:
+    """A few sentences for one place: what to use, how much it gives, where something else wins, how sure this is."""
+    mine = [c for c in contests if c.place == place and c.ranked]
+    if not mine:
+        return [f"**No backend gave a speed here**: every one of {_failures(contests, place)} cells failed."]
+    contested = [c for c in mine if len(c.ranked) > 1]
+    if not contested:
+        only = sorted({c.winner.record.backend for c in mine})
+        names = ", ".join(f"`{b}`" for b in only)
+        return [f"**Nothing to compare**: no two backends were measured together here, only {names}."]
+    wins = Counter(c.winner.record.backend for c in contested)
+    best, won = wins.most_common(1)[0]
+    shown_by = sum(1 for c in contested if c.winner.record.backend == best and not c.tied)
+    out = [f"**Use `{best}`.** It was the fastest in {won} of {len(contested)} problems; in {shown_by} of them its lead "
+           "over every other backend is beyond doubt, noise and what matters."]  # fmt: skip
+    all_regions = regions(contested)
+    main = max((r for r in all_regions if r.use == best), key=lambda r: r.shown.problem.live_pairs)
+    out.append(_gain(main, labels))
+    others = [r for r in all_regions if r.use != best]
+    if others:
+        listed = [f"`{r.use}`{_or(r)} for {labels[r.setting]}, {r.sizes}" for r in others[:4]]
+        more = f"; {len(others) - 4} more in the table" if len(others) > 4 else ""
+        out.append("**Elsewhere:** " + "; ".join(listed) + more + ".")
+    return out
+
+
+def _failures(contests: Sequence[Contest], place: Place) -> int:
+    return sum(len(c.failed) for c in contests if c.place == place)
+
+
+def _or(region: Region) -> str:
+    return "".join(f" or `{b}`" for b in region.alternatives)
+
+
+def _gain(region: Region, labels: dict[Setting, str]) -> str:
+    shown, cell = region.shown, region.shown.winner
+    text = f"At {labels[region.setting]}, {words.sizes(shown.problem)}, it takes {words.time(median_ms(cell))}"
+    pair = against_next(shown)
+    if pair is not None:
+        text += (
+            f", {words.ratio(pair.seen_from(region.use))} as fast as `{shown.ranked[1].record.backend}`, the next best"
+        )
+    base = against_baseline(region)
+    if base is not None and (pair is None or BASELINE not in (pair.fast, pair.slow)):
+        where = "" if base[0] is shown else f" at {words.sizes(base[0].problem)}, the largest that both ran"
+        text += f", and {words.ratio(base[1].seen_from(region.use))} as fast as `{BASELINE}`{where}"
+    limit = cell.record.limit
+    if limit is not None and limit.percent is not None:
+        text += f". That is {words.number(limit.percent, 2)}% of the machine's limit for the operation"
+    return text + "."

@@ -1,0 +1,150 @@
+"""Which figures a report holds, in which order, with what said above them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.harness.record import Problem
+from benchmarks.harness.statistics import MARGIN
+from reports import forests, plots
+from reports.analyse import Contest, Curve, Pair
+from reports.forests import Bands
+from reports.load import Cell, Family, Place, Setting, setting
+from reports.plots import Drawing
+
+ROWS_A_FIGURE = 18
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Drawings of one kind at one place."""
+
+    title: str
+    note: str
+    drawings: list[Drawing]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the figures of one place are drawn from."""
+
+    place: Place
+    cells: Sequence[Cell]
+    contests: Sequence[Contest]
+    pairs: Sequence[Pair]
+    curves: dict[str, list[Curve]]
+    labels: dict[Setting, str]
+    names: Sequence[str]
+
+    @property
+    def bands(self) -> Bands:
+        noise = max((p.noise for p in self.pairs if p.noise is not None), default=None)
+        return Bands(MARGIN[self.place.device], noise)
+
+
+def sheets(m: Material) -> list[Sheet]:
+    """All sheets of a place, empty ones left out."""
+    ns, ws, ks = m.curves["N"], m.curves["W"], m.curves["K"]
+    strip = "The strip above a panel says where a backend has no time, and why (* = predicted, not tried); a ring marks its end."
+    found = [
+        Sheet("Time against N", f"Median per call; shaded bars are 95% intervals. {strip}", list(_curves(m, ns, "time"))),
+        Sheet("Memory against N", "Most bytes above the inputs in one call. Dashed: the pair tensor p that every backend is "
+              "handed. Dotted: each backend's own memory model.", list(_curves(m, ns, "memory"))),
+        Sheet("Distance from the machine's limit", "Floor time of the operation (its fewest bytes and FLOPs at the measured "
+              "ceilings) over measured time; 100% cannot be beaten.", list(_curves(m, ns, "limit"))),
+        Sheet("Time against the window", "Everything but W held fixed.", list(_curves(m, ws, "time"))),
+        Sheet("Time against the neighbour slots", "Everything but K held fixed.", list(_curves(m, ks, "time"))),
+        Sheet("How much faster than gather", "Paired ratios with 95% intervals, one row a problem.", list(_forests(m, "base"))),
+        Sheet("The fastest against the next best", "Hollow: not resolved, or the same.", list(_forests(m, "winner"))),
+        Sheet("Are the results right", "Every cell's worst relative error against float64, as a share of its tolerance.",
+              list(_gates(m))),
+        Sheet("How noisy was it", "The same backend twice in one group: 1 is the truth.", list(_noise(m))),
+    ]  # fmt: skip
+    return [s for s in found if s.drawings]
+
+
+def _stem(*parts: object) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(str(p) for p in parts if p not in (None, "")).lower()).strip("-")
+
+
+def _curves(m: Material, curves: Sequence[Curve], kind: str) -> Iterator[Drawing]:
+    quantity, word = {
+        "time": (plots.TIME, "Time"), "memory": (plots.MEMORY, "Memory"), "limit": (plots.LIMIT, "Share of the limit"),
+    }[kind]  # fmt: skip
+    for curve in curves:
+        if not any(quantity.value(c) is not None for pts in curve.points.values() for _, c in pts):
+            continue
+        against = {"N": "N", "W": "window W", "K": "neighbour slots K"}[curve.axis]
+        subtitle = "; ".join(p for p in (curve.family.label, curve.fixed_label, m.place.label) if p)
+        yield plots.curve_drawing(
+            curve, quantity, name=_stem(kind, curve.axis, _where(m, curve.setting), curve.family.kind, curve.family.atoms,
+                                        curve.family.style, *(v for _, v in curve.fixed), _tag(m.place)),
+            title=f"{word} against {against}: {m.labels[curve.setting]}", subtitle=subtitle, names=m.names,
+            with_memory_model=kind == "memory",
+        )  # fmt: skip
+
+
+def _where(m: Material, s: Setting) -> str:
+    return _stem(m.labels[s].replace(" + ", " "))
+
+
+def _tag(place: Place) -> str:
+    return _stem(place.machine, place.device, place.commit[:7])
+
+
+def _forests(m: Material, kind: str) -> Iterator[Drawing]:
+    by_family: dict[tuple[Setting, Family], list[Contest]] = defaultdict(list)
+    for c in m.contests:
+        if len(c.ranked) > 1:
+            by_family[(setting(c.problem), c.winner.family)].append(c)
+    for (where, family), rows in by_family.items():
+        rows.sort(key=lambda c: (c.problem.k_cap is not None, c.problem.window != 32, c.problem.n_atom, c.problem.window,
+                                 c.problem.n_neighbor))  # fmt: skip
+        labels = _row_labels([c.problem for c in rows])
+        for part, start in enumerate(range(0, len(rows), ROWS_A_FIGURE)):
+            chosen, shown = rows[start : start + ROWS_A_FIGURE], labels[start : start + ROWS_A_FIGURE]
+            draw = forests.baseline_drawing if kind == "base" else forests.winner_drawing
+            title = "Speed against gather" if kind == "base" else "Fastest against next best"
+            drawing = draw(
+                chosen, shown, m.bands, title=f"{title}: {m.labels[where]}", subtitle=f"{family.label}; {m.place.label}",
+                name=_stem(kind, _where(m, where), family.kind, family.atoms, family.style, part or "", _tag(m.place)),
+                names=m.names,
+            )  # fmt: skip
+            if drawing is not None:
+                yield drawing
+
+
+def _row_labels(problems: Sequence[Problem]) -> list[str]:
+    """Each row by what differs between rows."""
+    wide = len({p.window for p in problems}) > 1
+    capped = any(p.k_cap for p in problems)
+    labels = []
+    for p in problems:
+        parts = [p.workload] if p.workload != "synthetic" else []
+        parts.append(f"N {p.n_atom:,}" if len(parts) == 0 else f"{p.n_atom:,}")
+        if wide and not p.k_cap:
+            parts.append(f"W {p.window}")
+        if capped and p.k_cap:
+            parts.append(f"K {p.n_neighbor}")
+        labels.append(" · ".join(parts))
+    return labels
+
+
+def _gates(m: Material) -> Iterator[Drawing]:
+    drawing = forests.gate_drawing(
+        m.cells, name=_stem("gate", _tag(m.place)), title="Gate errors", subtitle=m.place.label, names=m.names
+    )
+    if drawing is not None:
+        yield drawing
+
+
+def _noise(m: Material) -> Iterator[Drawing]:
+    drawing = forests.noise_drawing(
+        m.cells, m.bands, name=_stem("noise", _tag(m.place)), title="A/A: the same code against itself",
+        subtitle=f"One row a group, sorted; {m.place.label}", names=m.names,
+    )  # fmt: skip
+    if drawing is not None:
+        yield drawing

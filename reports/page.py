@@ -1,0 +1,280 @@
+"""The page: one self-contained HTML file, its Markdown twin, figures and tables as files beside it."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports import analyse, answer, figures, plots, tables, theme, words
+from reports.analyse import Contest, Crossing, Pair
+from reports.load import Cell, Collection, Place, to_frame
+from reports.plots import Picture
+from reports.tables import Table, Td
+
+TEMPLATES = Path(__file__).parent / "templates"
+MANY_PAIRS = 1500
+
+
+@dataclass(frozen=True)
+class Gallery:
+    title: str
+    note: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class PlaceView:
+    """Everything said about one place."""
+
+    place: Place
+    anchor: str
+    headline: list[str]
+    answer: Table
+    capacity: Table
+    sure: list[str]
+    galleries: list[Gallery]
+    tables: list[Table]
+    facts: list[tuple[str, str]]
+    notices: list[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    summary: str
+    names: list[str]
+    places: list[PlaceView]
+    notices: list[str]
+    sources: list[str]
+
+
+def build(collection: Collection, folder: Path, *, title: str, n_resamples: int = 2000) -> Report:
+    """Analyse, draw the figures into ``folder/figures`` and collect what the page says."""
+    drawn = folder / "figures"
+    drawn.mkdir(parents=True, exist_ok=True)
+    names = sorted({c.record.backend for c in collection.cells})
+    labels = tables.labels(collection)
+    all_pairs = analyse.pairs(collection, n_resamples=n_resamples)
+    contests = analyse.contests(collection, all_pairs)
+    curves = {axis: analyse.curves(collection, axis) for axis in ("N", "W", "K")}
+    views = []
+    for i, place in enumerate(collection.places):
+        material = figures.Material(
+            place, [c for c in collection.current if c.place == place], [c for c in contests if c.place == place],
+            [p for p in all_pairs if p.place == place],
+            {axis: [c for c in found if c.place == place] for axis, found in curves.items()}, labels, names,
+        )  # fmt: skip
+        views.append(_view(material, f"m{i + 1}", drawn))
+    to_frame(collection).to_csv(folder / "cells.csv", index=False)
+    tables.pair_frame(all_pairs).to_csv(folder / "pairs.csv", index=False)
+    _parquet(collection, folder / "cells.parquet")
+    return Report(title, _summary(collection), names, views, _notices(collection), list(collection.sources))
+
+
+def _parquet(collection: Collection, path: Path) -> None:
+    """Parquet where pyarrow is installed; it is an extra."""
+    try:
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError:
+        return
+    to_frame(collection).to_parquet(path, index=False)
+
+
+def _view(m: figures.Material, anchor: str, drawn: Path) -> PlaceView:
+    galleries = [
+        Gallery(s.title, s.note, [plots.render(d, drawn) for d in s.drawings]) for s in figures.sheets(m)
+    ]  # fmt: skip
+    fitted = [f for axis in ("N", "W", "K") for c in m.curves[axis] for f in analyse.fits(c)]
+    crossed = [x for axis in ("N", "W", "K") for c in m.curves[axis] for x in analyse.crossings(c, m.pairs)]
+    limits = [x for c in m.curves["N"] for x in analyse.capacities(c)]
+    held = [
+        _ratios(f"{anchor}-ratios", m.pairs, m.contests),
+        tables.exponents(f"{anchor}-exponents", fitted, m.labels),
+        tables.crossings(f"{anchor}-crossovers", _first_resolved(crossed), m.labels),
+        tables.starts(f"{anchor}-starts", m.cells),
+        tables.gates(f"{anchor}-gates", m.cells),
+        tables.unavailable(f"{anchor}-unavailable", m.cells),
+        tables.noise(f"{anchor}-noise", m.cells),
+    ]
+    regions = answer.regions(m.contests)
+    return PlaceView(
+        m.place, anchor, answer.headline(m.place, m.contests, m.labels),
+        tables.answer(f"{anchor}-answer", regions, m.labels), tables.capacity(f"{anchor}-fit", limits, m.labels),
+        _sure(m), galleries, held, _facts(m.cells), _place_notices(m.cells, m.contests),
+    )  # fmt: skip
+
+
+def _first_resolved(found: Sequence[Crossing]) -> list[Crossing]:
+    return sorted(found, key=lambda c: not c.resolved)
+
+
+def _ratios(anchor: str, pairs: Sequence[Pair], contests: Sequence[Contest]) -> Table:
+    """All pairs; beyond MANY_PAIRS those with the winner or the baseline, the rest being in pairs.csv."""
+    note = "Time of the slower over time of the faster, paired by block; Holm-adjusted over all pairs of this machine."
+    kept = list(pairs)
+    if len(kept) > MANY_PAIRS:
+        best = {c.problem.key: c.winner.record.backend for c in contests if c.ranked}
+        kept = [p for p in kept if {p.fast, p.slow} & {best.get(p.problem.key), analyse.BASELINE}]
+        note += f" Shown: {len(kept):,} pairs with the fastest or with {analyse.BASELINE}; all {len(pairs):,} are in pairs.csv."
+    kept.sort(key=lambda p: (analyse.problem_order(p.problem), p.fast, p.slow))
+    table = tables.ratios(anchor, kept)
+    return Table(table.anchor, table.title, table.columns, table.rows, note)
+
+
+def _sure(m: figures.Material) -> list[str]:
+    """How far the numbers of one place can be trusted, in sentences."""
+    timings = [c.record.timing for c in m.cells if c.record.timing is not None]
+    gated = [c.record.gate for c in m.cells if c.record.gate is not None]
+    out = []
+    if m.pairs:
+        counts = Counter(p.verdict for p in m.pairs)
+        parts = ", ".join(f"{counts[v]} {v}" for v in ("faster", "same", "unresolved") if counts[v])
+        out.append(f"{len(m.pairs)} paired comparisons: {parts}, Holm-adjusted over all of them.")
+    if timings:
+        converged = sum(1 for t in timings if t.stop == "converged")
+        widest = max((t.half_width for t in timings if t.half_width is not None), default=None)
+        wide = f"; the widest interval is ±{words.percent(widest)}" if widest is not None else ""
+        out.append(f"{converged} of {len(timings)} speeds reached the wanted interval, the rest their budget{wide}.")
+    if m.bands.noise is not None:
+        out.append(f"Noise: the same code against itself differed by up to {words.percent(m.bands.noise)}.")
+    elif timings:
+        out.append(
+            "**No A/A pair is on record**, so no noise floor is known and no ratio can be called faster or slower."
+        )
+    if gated:
+        passed = sum(1 for g in gated if g.passed)
+        out.append(
+            f"Gate: {passed} of {len(gated)} checked cells agree with the float64 reference; only those have a speed."
+        )
+    runs = {c.record.run for c in m.cells}
+    if timings and len(runs) < 3:
+        out.append(f"{len(runs)} run{'s' if len(runs) > 1 else ''} in all: intervals do not cover what another process would "
+                   "show; a headline wants three.")  # fmt: skip
+    return out
+
+
+def _facts(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    newest = max(cells, key=lambda c: c.record.provenance.utc).record.provenance
+    first = min(c.record.provenance.utc for c in cells)
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(newest.versions.items()) if v)
+    absent = ", ".join(sorted(k for k, v in newest.versions.items() if not v))
+    changes = {None: "", True: " with uncommitted changes", False: ""}[newest.dirty]
+    facts = [
+        ("machine", newest.machine), ("CPU", f"{newest.cpu}, {newest.cores} cores"),
+        ("memory", words.size(newest.memory_bytes)), ("GPU", newest.gpu or words.DASH), ("driver", newest.driver or words.DASH),
+        ("versions", versions), ("not installed", absent or words.DASH), ("commit", (newest.commit or "unknown") + changes),
+        ("code", newest.code), ("measured", f"{first} to {newest.utc}"), ("command", " ".join(newest.argv)),
+        ("seed", str(newest.seed)),
+    ]  # fmt: skip
+    return facts + [(_spell(k), _value(v)) for k, v in sorted(newest.environment.items())]
+
+
+def _spell(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _value(value: object) -> str:
+    if value is None or value == [] or value == {}:
+        return words.DASH if value is None else "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{_spell(str(k))} {_value(v)}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _place_notices(cells: Sequence[Cell], contests: Sequence[Contest]) -> list[str]:
+    out = tables.rank_note(contests)[:6]
+    codes = {c.record.provenance.code for c in cells}
+    if len(codes) > 1:
+        out.append(f"The cells were made by {len(codes)} different states of the code under one commit.")
+    if any(c.record.provenance.dirty for c in cells):
+        out.append("The working tree had uncommitted changes: the commit alone does not say what was measured.")
+    return out
+
+
+def _summary(c: Collection) -> str:
+    status = Counter(x.record.status for x in c.current)
+    parts = [f"{status[s]} {s}" for s in ("ok", "wrong", "oom", "unsupported", "timeout", "crashed") if status[s]]
+    old = len(c.cells) - len(c.current)
+    older = f"; {old} older ones are kept in cells.csv only" if old else ""
+    return f"{len(c.current)} cells ({', '.join(parts)}){older}"
+
+
+def _notices(c: Collection) -> list[str]:
+    out = [f"Left out: {r.source}, line {r.line}: {r.why}." for r in c.rejected[:8]]
+    if len(c.rejected) > 8:
+        out.append(f"Left out: {len(c.rejected) - 8} more lines that are no records.")
+    return out
+
+
+def mark_up(text: str, names: Sequence[str]) -> Markup:
+    """``**bold**`` and `` `backend` `` of a sentence as HTML, everything else escaped."""
+    out = html.escape(text, quote=False)
+    out = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", out)
+    return Markup(re.sub(r"`([^`]+)`", lambda m: chip(m.group(1), names), out))
+
+
+def chip(backend: str, names: Sequence[str]) -> Markup:
+    """A backend's name with its marker in its colour."""
+    if backend not in names:
+        return Markup("<code>{}</code>").format(backend)
+    shape = theme.marker(backend, names)
+    body = '<b class="k" style="--c:var(--b{0})"><svg aria-hidden="true" viewBox="-6 -6 12 12"><use href="#k-{1}"/></svg>{2}</b>'
+    return Markup(body).format(theme.slot(backend, names), _SHAPE_IDS[shape], backend)
+
+
+_SHAPES = {
+    "o": "M4 0A4 4 0 1 1-4 0A4 4 0 1 1 4 0Z", "s": "M-4-4H4V4H-4Z", "D": "M0-5L5 0L0 5L-5 0Z", "^": "M0-5L5 4H-5Z",
+    "v": "M0 5L5-4H-5Z", "P": "M-2-5H2V-2H5V2H2V5H-2V2H-5V-2H-2Z", "X": "M-4-5L0-2L4-5L5-4L2 0L5 4L4 5L0 2L-4 5L-5 4L-2 0L-5-4Z",
+    "h": "M0-5L4.4-2.5V2.5L0 5L-4.4 2.5V-2.5Z", "<": "M-5 0L4-5V5Z", ">": "M5 0L-4-5V5Z", "p": "M0-5L5-1L3 5H-3L-5-1Z",
+    "d": "M0-5L3 0L0 5L-3 0Z",
+}  # fmt: skip
+_SHAPE_IDS = {shape: str(i) for i, shape in enumerate(_SHAPES)}
+
+
+def sort_key(td: Td) -> str:
+    """What a table's script sorts by, where the text would not do."""
+    if td.sort is None or isinstance(td.sort, str):
+        return ""
+    return f"{td.sort:.6g}"
+
+
+def environment() -> Environment:
+    env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=lambda name: name is not None and "html" in name,
+                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    env.filters["pipe"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    return env
+
+
+def write(report: Report, folder: Path) -> tuple[Path, Path]:
+    """``index.html`` and ``report.md`` in ``folder``."""
+    env = environment()
+    css = "\n".join([_variables(), (TEMPLATES / "style.css").read_text(encoding="utf-8")])
+    shapes = [(ident, _SHAPES[shape]) for shape, ident in _SHAPE_IDS.items()]
+    page = env.get_template("page.html.j2").render(
+        r=report, css=Markup(css), js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")), shapes=shapes,
+        say=lambda text: mark_up(text, report.names), chip=lambda b: chip(b, report.names), key=sort_key,
+        svg=lambda picture: Markup(picture.inline),
+    )  # fmt: skip
+    html_path, md_path = folder / "index.html", folder / "report.md"
+    html_path.write_text(page, encoding="utf-8")
+    md_path.write_text(env.get_template("page.md.j2").render(r=report), encoding="utf-8")
+    return html_path, md_path
+
+
+def _variables() -> str:
+    def block(dark: bool) -> str:
+        return ";".join(f"{k}:{v}" for k, v in theme.css_variables(dark).items())
+
+    light, dark = block(False), block(True)
+    return (
+        f":root{{color-scheme:light;{light}}}\n"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
+        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}"
+    )

@@ -1,0 +1,75 @@
+"""Numbers as people read them: three digits, a fitting unit, and an interval that says when there is none."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from benchmarks.harness.record import Problem
+from benchmarks.harness.statistics import Ratio
+
+DASH = "–"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Three significant digits, thousands with commas, no exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, places):,.{max(places, 0)}f}"
+
+
+def time(ms: float) -> str:
+    for limit, scale, unit in ((1e-3, 1e6, "ns"), (1, 1e3, "µs"), (1e3, 1, "ms"), (math.inf, 1e-3, "s")):
+        if ms < limit:
+            return f"{number(ms * scale)} {unit}"
+    raise AssertionError("unreachable: the last limit is infinite")
+
+
+def size(n_bytes: float) -> str:
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if n_bytes >= 2**power:
+            return f"{number(n_bytes / 2**power)} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def short(value: float) -> str:
+    """An axis label: whole below ten thousand, else three digits (``16.4k``)."""
+    for limit, scale, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= limit:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def bare(text: str) -> str:
+    """``10.0 ms`` → ``10 ms``: zeros after the point say nothing on an axis."""
+    return re.sub(r"\.0+(?=\D|$)|(?<=\.\d)0+(?=\D|$)", "", text)
+
+
+def times(ratio: float) -> str:
+    return f"{number(ratio)}×"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "no interval" if low is None or high is None else f"{number(low)}{DASH}{number(high)}"
+
+
+def ratio(r: Ratio) -> str:
+    return f"{times(r.ratio)} ({interval(r.low, r.high)})"
+
+
+def percent(share: float) -> str:
+    return f"{number(100 * share, 2)}%"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return DASH
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def sizes(p: Problem) -> str:
+    """The sizes of a problem, and where they come from."""
+    name = "" if p.workload == "synthetic" else f"{p.workload}, "
+    style = " (32 × 128 blocks)" if p.window_style == "blocks" else ""
+    return f"{name}N = {p.n_atom:,}, W = {p.window}{style}, K = {p.n_neighbor:,}"

@@ -1,0 +1,191 @@
+"""The page in a real browser, with no network: nothing missing, nothing fetched, nothing sticking out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from typer.testing import CliRunner
+
+from reports.__main__ import app
+from tests import records_factory as make
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
+QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync")  # fmt: skip
+
+
+def unavailable(why: str) -> None:
+    if os.environ.get("CI") == "true" or os.environ.get("REQUIRE_BROWSER") == "1":
+        pytest.fail(f"a browser is required here: {why}")
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        unavailable("needs the package playwright, found none")
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        unavailable(f"needs one of {', '.join(BROWSERS)} on PATH, found none")
+    with sync_playwright() as p:
+        started = p.chromium.launch(executable_path=path, args=list(QUIET))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("page")
+    records = make.cpu_sweep() + [r for r in make.cuda_sweep() if r.problem.level == "attention"]
+    make.write(folder / "r.jsonl", records)
+    result = CliRunner().invoke(app, [str(folder / "r.jsonl"), "--out", str(folder / "out")])
+    assert result.exit_code == 0, result.output
+    return (folder / "out" / "index.html").as_uri()
+
+
+class Visit:
+    """One page load: what it asked for, what it complained of."""
+
+    def __init__(self, browser, url: str, *, width: int = 1440, scheme: str = "light", **context: object) -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **context)
+        self.context.set_offline(True)
+        self.page = self.context.new_page()
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.page.on("requestfailed", lambda r: self.complaints.append(f"failed: {r.url}"))
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        self.page.goto(url)
+
+    def close(self) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def visit(browser, url) -> Iterator:
+    visits: list[Visit] = []
+
+    def go(**options: object) -> Visit:
+        visits.append(Visit(browser, url, **options))
+        return visits[-1]
+
+    yield go
+    for v in visits:
+        v.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 390, 1440])
+def test_renders_offline_without_complaint_or_overflow(visit, url, width, scheme):
+    v = visit(width=width, scheme=scheme)
+    assert v.complaints == []
+    assert [r for r in v.requests if not r.startswith(("file://", "data:"))] == []
+    assert [r for r in v.requests if r.startswith("file://")] == [url]
+    assert v.page.evaluate("document.documentElement.scrollWidth") <= width
+    sticking_out = v.page.evaluate(
+        """() => [...document.querySelectorAll("main *, header *")].filter(e => {
+            const r = e.getBoundingClientRect();
+            return r.width > 0 && r.right > innerWidth + 1 && !e.closest(".scroll") && !e.closest("svg");
+        }).map(e => e.tagName + "." + e.className).slice(0, 5)"""
+    )
+    assert sticking_out == []
+    background = v.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_follow_the_scheme_and_their_texts_stay_inside(visit, scheme):
+    v = visit(scheme=scheme)
+    found = v.page.evaluate(
+        """() => [...document.querySelectorAll("figure > svg")].map(svg => {
+            const box = svg.getBoundingClientRect();
+            const out = [...svg.querySelectorAll("text")].filter(t => {
+                const r = t.getBoundingClientRect();
+                return r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1;
+            }).map(t => t.textContent);
+            const name = document.getElementById(svg.getAttribute("aria-labelledby").split(" ")[0])?.textContent;
+            return {name, out, width: box.width, height: box.height, ground: getComputedStyle(svg.querySelector("path")).fill};
+        })"""
+    )
+    assert len(found) >= 12
+    assert [f for f in found if f["out"]] == []
+    assert all(f["name"] and f["width"] > 300 and f["height"] > 100 for f in found)
+    assert {f["ground"] for f in found} == {{"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]}
+
+
+def test_labels_in_figures_do_not_overlap(visit):
+    v = visit()
+    overlaps = v.page.evaluate(
+        """() => [...document.querySelectorAll("figure > svg")].flatMap(svg => {
+            const texts = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
+            const hit = [];
+            texts.forEach(([a, r], i) => texts.slice(i + 1).forEach(([b, s]) => {
+                const x = Math.min(r.right, s.right) - Math.max(r.left, s.left);
+                const y = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
+                if (x > 1 && y > 4) hit.push(svg.querySelector("title").textContent + ": " + a + " / " + b);
+            }));
+            return hit;
+        })"""
+    )
+    assert overlaps == []
+
+
+def column(table, index: int) -> list[str]:
+    return table.locator(f"tbody tr:not([hidden]) td:nth-child({index})").all_inner_texts()
+
+
+def test_tables_sort_by_number_and_by_word(visit):
+    v = visit()
+    table = v.page.locator("#m1-ratios table, #m2-ratios table").first
+    heads = [h.split("\n")[0].strip() for h in table.locator("th").all_inner_texts()]
+    ratio = heads.index("ratio") + 1
+    before = column(table, ratio)
+    button = table.locator(f"th:nth-child({ratio}) button")
+    button.click()
+    up = [float(t.rstrip("×").replace(",", "")) for t in column(table, ratio)]
+    assert up == sorted(up)
+    assert len(up) == len(before)
+    assert table.locator(f"th:nth-child({ratio})").get_attribute("aria-sort") == "ascending"
+    button.click()
+    down = [float(t.rstrip("×").replace(",", "")) for t in column(table, ratio)]
+    assert down == sorted(down, reverse=True)
+    faster = heads.index("faster") + 1
+    table.locator(f"th:nth-child({faster}) button").click()
+    words = column(table, faster)
+    assert words == sorted(words)
+    assert len(set(words)) > 1
+
+
+def test_tables_filter(visit):
+    v = visit()
+    section = v.page.locator("#m1-starts")
+    everything = len(column(section.locator("table"), 8))
+    section.locator("input[type=search]").fill("attention dense")
+    kept = column(section.locator("table"), 8)
+    assert 0 < len(kept) < everything
+    assert all("dense" in text for text in kept)
+
+
+def test_theme_button_and_backend_buttons(visit):
+    v = visit(scheme="light")
+    v.page.locator("nav button").click()
+    assert v.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+    shown = "[...document.querySelectorAll('figure [data-b=dense]')].filter(g => g.style.display !== 'none').length"
+    assert v.page.evaluate(shown) > 0
+    v.page.locator("#keys button", has_text="dense").click()
+    assert v.page.evaluate(shown) == 0
+    assert v.page.evaluate(shown.replace("dense", "gather")) > 0
+
+
+def test_readable_without_javascript(visit):
+    v = visit(java_script_enabled=False)
+    assert v.complaints == []
+    assert v.page.locator("table").count() > 8
+    assert v.page.locator("button, input").count() == 0
+    assert "Use" in v.page.locator("#answer .say").first.inner_text()
