@@ -163,7 +163,7 @@ def _calibrate(clock: Clock, fn: Arm, target_ms: float, max_calls: int) -> tuple
         if calls >= max_calls or (enough and (attempt > 0 or ms > _SLOW_ENOUGH * target_ms)):
             break
         if not enough:
-            wanted = math.ceil(target_ms / ms) if ms > 0 else max_calls
+            wanted = math.ceil(1.2 * target_ms / ms) if ms > 0 else max_calls
             calls = min(max(wanted, 2 * calls), max_calls)
     return calls, clock_ran
 

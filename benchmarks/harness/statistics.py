@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -109,9 +110,15 @@ def _order_interval(x: np.ndarray, confidence: float) -> tuple[float, float]:
 
     ``P(x_(k) <= median <= x_(n+1-k)) = 1 - 2 P(Bin(n, 1/2) < k)`` for any continuous distribution.
     """
-    k = int(stats.binom.ppf((1 - confidence) / 2, x.size, 0.5))  # the most with P(Bin < k) <= (1 - confidence) / 2
+    k = _order_rank(x.size, confidence)
     ordered = np.sort(x)
     return float(ordered[k - 1]), float(ordered[x.size - k])
+
+
+@lru_cache(maxsize=1024)
+def _order_rank(n: int, confidence: float) -> int:
+    """The most with ``P(Bin(n, 1/2) < k) <= (1 - confidence) / 2``."""
+    return int(stats.binom.ppf((1 - confidence) / 2, n, 0.5))
 
 
 def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -154,7 +161,7 @@ def paired_ratio(
     centre = float(np.median(d))
     if n < 2:
         return Ratio(math.exp(centre), None, None, None, n, "none")
-    constant = bool(np.ptp(d) == 0)
+    constant = bool(np.ptp(d) < 1e-12)  # but for the rounding of logarithms
     if n < _small(confidence) and not constant:
         low, high = _t_interval(d, confidence)
         test: Any = stats.ttest_1samp(d, 0)
