@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from . import workloads
 from .record import AtomSet, DType, Level, Mode, Problem, WindowStyle
-from .workloads import Workload, WorkloadError
+from .workloads import Workload
 
 LEVELS: tuple[str, ...] = get_args(Level)
 MODES: tuple[str, ...] = get_args(Mode)

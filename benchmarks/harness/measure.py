@@ -22,7 +22,7 @@ from .record import Gate, Limit, Memory, Problem, Timing
 from .statistics import median_interval
 
 if TYPE_CHECKING:
-    from .gate import Expected
+    from .expectation import Expected
     from .inputs import Case, Inputs
 
 Emit = Callable[[dict[str, Any]], None]
@@ -122,12 +122,12 @@ class Group:
 
     def _build(self, wanted: list[str]) -> bool:
         """Inputs and reference, shared by all; if they fail, so does every backend that waits for them."""
-        from . import gate, inputs
+        from . import expectation, inputs
 
         self._enter("", "build")
         try:
             self._inputs = inputs.build(self.problem, self.source)
-            self._expected = gate.expect(self._inputs, max_pairs=self.options.gate_pairs)
+            self._expected = expectation.expect(self._inputs, max_pairs=self.options.gate_pairs)
         except Exception as e:
             status, reason = _verdict_on(e)
             for name in wanted:

@@ -1,0 +1,140 @@
+"""What a problem's outputs and gradients must be: the float64 reference, whole or for a sample of rows.
+
+The reference (``variants/_op.py``) is given the very inputs and weights that the backends have, upcast. Where all of it
+would take too long, a seeded sample of query rows is taken: rows are independent given K and V (and in a stack given
+c), so with cotangents that are zero elsewhere every gradient is exact too, and zero where no sampled row reaches.
+Encoder and decoder build their index themselves; there the sample is a few runs of residues, each with the margin that
+its window needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from . import spans
+from .gate import Reference
+from .record import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .inputs import Inputs
+
+# A bias inside LayerNorm shifts every score of a row alike, which a softmax does not see: this gradient is zero by the
+# mathematics. It is held against the gradient of the weight beside it.
+_NULL, _NULL_SCALE = "norm_pair.bias", "norm_pair.weight"
+
+
+@dataclass
+class Expected:
+    """The reference by tensor name; ``cotangents`` are those that it was computed for, zero outside ``rows``."""
+
+    problem: Problem
+    values: dict[str, Reference]
+    cotangents: dict[str, Tensor]
+    rows: Tensor
+
+    @property
+    def whole(self) -> bool:
+        return len(self.rows) == self.problem.n_atom
+
+
+def expect(inputs: Inputs, *, max_pairs: int) -> Expected:
+    """The reference of a built problem, of all rows or of a sample of about ``max_pairs`` pairs."""
+    problem = inputs.problem
+    if problem.level in ("encoder", "decoder"):
+        return spans.expect(inputs, max_pairs=max_pairs)
+    rows = sample_rows(inputs, max_pairs)
+    return _at_rows(inputs, rows)
+
+
+def sample_rows(inputs: Inputs, max_pairs: int) -> Tensor:
+    """Rows to check, ascending: all, or the ends, the chains' edges, rows without neighbours, and a seeded rest."""
+    import torch
+
+    n, per_row = inputs.problem.n_atom, max(1, inputs.problem.batch * inputs.problem.n_neighbor)
+    valid = inputs.fixed["valid_mask"]
+    wanted = max_pairs // per_row
+    if wanted >= n:
+        return torch.arange(n, device=valid.device)
+    chain = torch.as_tensor(inputs.workload.chain)
+    edges = (chain[1:] != chain[:-1]).nonzero()[:, 0]
+    dead = (~valid.any(-1)).nonzero()[:, -1].cpu()
+    odd = torch.cat([torch.tensor([0, n - 1]), edges[:16], edges[:16] + 1, dead[:8]])
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(inputs.problem.seed))[: max(8, wanted)]
+    return torch.cat([odd, drawn]).unique().to(valid.device)
+
+
+def _at_rows(inputs: Inputs, rows: Tensor) -> Expected:
+    """Attention, block or stack at some rows; what only those rows touch is compared there, and is 0 elsewhere."""
+    import torch
+
+    from variants import _op
+
+    part = _op.restrict(inputs.fixed["neighbor_idx"], inputs.fixed["valid_mask"], rows)
+    of_keys = ("K", "V", "c")  # keyed by the atoms that are seen; every other input by the rows that see
+    places = {name: part.keys if name in of_keys else rows for name in inputs.tensors}
+    backward = inputs.problem.mode != "fwd"
+    local = {
+        name: tensor.detach().index_select(1, places[name]).double().requires_grad_(backward)
+        for name, tensor in inputs.tensors.items()
+    }
+    weights = {name: w.detach().double().requires_grad_(backward) for name, w in inputs.weights.items()}
+    with torch.set_grad_enabled(backward):
+        output = reference_of(inputs.problem)(local, weights, part.neighbor_idx, part.valid_mask)
+    values = {"output": Reference(output.detach(), rows, by_row=True)}
+    cotangents = inputs.cotangents
+    whole = len(rows) == inputs.problem.n_atom
+    if backward:
+        cotangents = {"output": only_at(inputs.cotangents["output"], rows)}
+        leaves = [*local.values(), *weights.values()]
+        seed = inputs.cotangents["output"].index_select(1, rows).double()
+        gradients = torch.autograd.grad(output, leaves, seed, allow_unused=True)
+        for (name, leaf), gradient in zip({**local, **weights}.items(), gradients, strict=True):
+            value = torch.zeros_like(leaf) if gradient is None else gradient
+            if name in local:
+                after = whole or name not in of_keys
+                values[f"grad:{name}"] = Reference(value, places[name], by_row=True, alone=True, after_timing=after)
+            else:
+                values[f"grad:weight:{name}"] = Reference(value, after_timing=whole)
+    return Expected(inputs.problem, null_scales(values), cotangents, rows)
+
+
+def reference_of(problem: Problem) -> Callable[..., Tensor]:
+    """The level's reference as a function of (inputs, weights, index, mask)."""
+    from variants import _op
+
+    def attention(x: dict[str, Tensor], w: dict[str, Tensor], idx: Tensor, valid: Tensor) -> Tensor:
+        pair = (w["norm_pair.weight"], w["norm_pair.bias"], w["pair_bias.weight"])
+        return _op.attention_reference(x["Q"], x["K"], x["V"], x["p"], *pair, idx, valid)
+
+    def block(x: dict[str, Tensor], w: dict[str, Tensor], idx: Tensor, valid: Tensor) -> Tensor:
+        return _op.block_reference(w, x["q"], x["c"], x["p"], idx, valid, problem.heads)
+
+    def stack(x: dict[str, Tensor], w: dict[str, Tensor], idx: Tensor, valid: Tensor) -> Tensor:
+        return _op.stack_reference(w, x["q"], x["c"], x["p"], idx, valid, problem.heads)
+
+    return {"attention": attention, "block": block, "stack": stack}[problem.level]
+
+
+def only_at(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The tensor with zeros outside ``rows`` of axis 1; itself where that is all of it."""
+    import torch
+
+    if len(rows) == tensor.shape[1]:
+        return tensor
+    return torch.zeros_like(tensor).index_copy(1, rows, tensor.index_select(1, rows))
+
+
+def null_scales(values: dict[str, Reference]) -> dict[str, Reference]:
+    """Give the gradients that are zero by the mathematics the scale of the one beside them."""
+    for name, reference in list(values.items()):
+        beside = values.get(name.removesuffix(_NULL) + _NULL_SCALE)
+        if name.endswith(_NULL) and beside is not None:
+            values[name] = replace(reference, scale=float(beside.value.norm()))
+    return values
+
+
+__all__ = ["Expected", "expect", "null_scales", "only_at", "reference_of", "sample_rows"]
