@@ -33,6 +33,11 @@ COMPOSITION = {
 BLOCK_QUERIES, BLOCK_KEYS = 32, 128
 STYLES = ("residues", "blocks")
 
+# Atomic numbers with a column of their own in the encoder's one-hot; 0 is the virtual atom, the last column the rest.
+ELEMENT_COLUMNS = (0, 6, 7, 8, 16)
+N_ELEMENT = len(ELEMENT_COLUMNS) + 1
+POSITION_SCALE = 16.0  # Å, as AlphaFold3 and Pallatom scale noisy coordinates
+
 
 @functools.cache
 def _systems() -> dict[str, tuple[fasta.Record, ...]]:
@@ -190,11 +195,60 @@ def attention_index(
     return neighbor_idx.masked_fill_(~valid, 0), valid
 
 
+def encoder_inputs(
+    workload: Workload,
+    *,
+    batch: int = 1,
+    c_token: int,
+    c_pair: int,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The arguments of ``AtomFeatureEncoder.forward`` over a workload's atoms, by name.
+
+    Real: ``ref_pos [B,N,3]``, ``ref_element [B,N,E]`` (one column per element of ``ELEMENT_COLUMNS``, one for
+    all others, so ``f_ref_dim = 3 + N_ELEMENT``), ``ref_space_uid [N]`` (the chain), ``tok_idx [N]``, and
+    ``r_scaled [B,N,3]`` (centred, in units of 16 Å) where the workload has positions. Seeded noise on the
+    device: ``s_input [B,R,c_token]``, ``z_input [B,R,R,c_pair]``, and ``r_scaled`` otherwise.
+    """
+    import torch
+
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator, device=device, dtype=dtype)
+
+    def known(values: np.ndarray) -> Tensor:
+        return torch.tensor(values, device=device, dtype=dtype).expand(batch, *values.shape).contiguous()
+
+    n, r, positions = workload.n_atom, workload.n_res, workload.positions
+    return {
+        "ref_pos": known(workload.ref_pos),
+        "ref_element": known(_one_hot(workload.element)),
+        "ref_space_uid": torch.tensor(workload.chain, device=device),
+        "s_input": noise(r, c_token),
+        "z_input": noise(r, r, c_pair),
+        "r_scaled": noise(n, 3) if positions is None else known((positions - positions.mean(0)) / POSITION_SCALE),
+        "tok_idx": torch.tensor(workload.tok_idx, device=device),
+    }
+
+
+def _one_hot(element: np.ndarray) -> np.ndarray:
+    column = np.full(len(element), len(ELEMENT_COLUMNS))
+    for at, number in enumerate(ELEMENT_COLUMNS):
+        column[element == number] = at
+    return np.eye(N_ELEMENT, dtype=np.float32)[column]
+
+
 __all__ = [
     "ATOM_SETS",
+    "ELEMENT_COLUMNS",
+    "N_ELEMENT",
     "Workload",
     "WorkloadError",
     "attention_index",
+    "encoder_inputs",
     "from_file",
     "load",
     "names",
