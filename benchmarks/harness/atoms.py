@@ -97,7 +97,6 @@ def from_chains(name: str, source: str, chains: Sequence[np.ndarray], atoms: str
         # The deposited sequences end in a carboxylate: with OXT the systems' published totals come out
         # (602 for ubiquitin, 60,998 for 1aon with its 21 chains).
         count = count + ends
-    check_size(int(count.sum()), source)
     tok = np.repeat(np.arange(len(residues)), count)
     slot = np.arange(len(tok)) - np.repeat(np.cumsum(count) - count, count)
     element, local = _templates_at(residues[tok], slot)

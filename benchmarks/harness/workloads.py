@@ -91,6 +91,8 @@ def from_file(path: str | Path, atoms: str = "heavy") -> Workload:
 
 
 def _from_records(name: str, source: str, records: Sequence[fasta.Record], atoms: str) -> Workload:
+    heavy = atoms == "heavy"
+    check_size(sum(record.copies * (int(slots(record.residues, atoms).sum()) + heavy) for record in records), source)
     chains = [record.residues for record in records for _ in range(record.copies)]
     return from_chains(name, source, chains, atoms)
 
