@@ -87,6 +87,8 @@ def converted(spec: str, module: nn.Module) -> nn.Module:
     import variants
     from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
+    if spec == INDEX_BACKEND:
+        return module
     if not is_file(spec):
         return variants.convert(module, spec)
     twin = variants.convert(module, variants.names()[0])

@@ -87,8 +87,10 @@ def resolve(axes: Axes) -> tuple[Problem, str | None]:
 
     Raises
     ------
-    BadAxis, WorkloadError
+    BadAxis, workloads.WorkloadError
     """
+    if axes.level == "index":  # integers, without a gradient
+        axes = replace(axes, mode="fwd", dtype="float32")
     _check(axes)
     atoms = axes.atoms
     work = workload_of(axes.workload, axes.n_atom, atoms, axes.seed)  # type: ignore[arg-type]

@@ -47,6 +47,8 @@ def expect(inputs: Inputs, *, max_pairs: int) -> Expected:
     if problem.level in ("encoder", "decoder"):
         return spans.expect(inputs, max_pairs=max_pairs)
     rows = sample_rows(inputs, max_pairs)
+    if problem.level == "index":
+        return _index(inputs, rows)
     return _at_rows(inputs, rows)
 
 
@@ -55,16 +57,17 @@ def sample_rows(inputs: Inputs, max_pairs: int) -> Tensor:
     import torch
 
     n, per_row = inputs.problem.n_atom, max(1, inputs.problem.batch * inputs.problem.n_neighbor)
-    valid = inputs.fixed["valid_mask"]
+    device = inputs.problem.device
     wanted = max_pairs // per_row
     if wanted >= n:
-        return torch.arange(n, device=valid.device)
-    chain = torch.as_tensor(inputs.workload.chain)
+        return torch.arange(n, device=device)
+    chain = torch.tensor(inputs.workload.chain)
     edges = (chain[1:] != chain[:-1]).nonzero()[:, 0]
-    dead = (~valid.any(-1)).nonzero()[:, -1].cpu()
+    valid = inputs.fixed.get("valid_mask")
+    dead = torch.tensor([], dtype=torch.int64) if valid is None else (~valid.any(-1)).nonzero()[:, -1].cpu()
     odd = torch.cat([torch.tensor([0, n - 1]), edges[:16], edges[:16] + 1, dead[:8]])
     drawn = torch.randperm(n, generator=torch.Generator().manual_seed(inputs.problem.seed))[: max(8, wanted)]
-    return torch.cat([odd, drawn]).unique().to(valid.device)
+    return torch.cat([odd, drawn]).unique().to(device)
 
 
 def _at_rows(inputs: Inputs, rows: Tensor) -> Expected:
@@ -100,6 +103,22 @@ def _at_rows(inputs: Inputs, rows: Tensor) -> Expected:
             else:
                 values[f"grad:weight:{name}"] = Reference(value, after_timing=whole)
     return Expected(inputs.problem, null_scales(values), cotangents, rows)
+
+
+def _index(inputs: Inputs, rows: Tensor) -> Expected:
+    """The index, from the runs of atoms that the workload module finds by itself; it must agree exactly."""
+    import torch
+
+    from .workloads import neighbour_runs
+
+    problem = inputs.problem
+    slots, *runs = neighbour_runs(inputs.workload, problem.window, chains=False)
+    start, stop = (torch.tensor(run, device=problem.device)[rows, None] for run in runs)
+    atoms = start + torch.arange(slots, device=problem.device)
+    live = atoms < stop
+    found = {"neighbor_idx": atoms.masked_fill(~live, 0), "valid_mask": live}
+    values = {name: Reference(tensor[None].double(), rows, by_row=True) for name, tensor in found.items()}
+    return Expected(problem, values, {}, rows)
 
 
 def reference_of(problem: Problem) -> Callable[..., Tensor]:

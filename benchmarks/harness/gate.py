@@ -3,8 +3,8 @@
 Errors are relative norms, ``||x − ref|| / ||ref||``, and for tensors with one row per atom also the worst row's,
 ``max_l ||x_l − ref_l|| / max(||ref_l||, rms row)``: one wrong row of 2,048 is 2% of the whole norm but 100% of its own.
 
-Where the level holds more than the seam, the seam is also checked apart (``attention``): a residual would hide it. And an
-all-zero output must fail (the negative control), or the gate cannot tell right from wrong and is red.
+Where the level holds more than the seam, the seam is also checked apart (``attention``): a residual would hide it. And
+an all-zero output must fail (the negative control), or the gate cannot tell right from wrong and is red.
 
 The gate's own run has its fresh memory poisoned, so that a row which is never written does not pass on what the run
 before left there.
@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .record import Gate
+from .record import Gate, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +24,21 @@ if TYPE_CHECKING:
     from .expectation import Expected
     from .inputs import Case
 
-# Relative error norms allowed to outputs and to gradients. See docs in _tolerances_.
-TOLERANCE = {"float64": 1e-9, "float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
-GRADIENT_TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
+# Relative error norms allowed at the seam. In half precision a correct backend rounds its scores, weights and output
+# a few times: 0.4 to 1.3 roundings u of relative error in outputs and up to 2.6 u in gradients were seen in all
+# backends (u = 2⁻⁸ in bfloat16, 2⁻¹¹ in float16), so 4 u and 8 u are allowed. In float32 sums over pairs dominate
+# (5e-7, and 1e-5 in the gradient of LayerNorm's weight over a million pairs): ten times that. What must be caught is
+# far beyond: sums kept in bfloat16 (3% and more), a neighbour too many (10%), a lost term (100%).
+TOLERANCE = {"float64": 1e-10, "float32": 5e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3.2e-2}
+# Above the seam roundings pile up, layer after layer; the seam inside is held to its own tolerance all the same.
+LEVEL_FACTOR = {"attention": 1.0, "block": 2.0, "stack": 4.0, "encoder": 4.0, "decoder": 4.0, "index": 0.0}
 # A single row has fewer elements to average rounding over than a whole tensor.
 ROW_FACTOR = 8.0
+# torch's LayerNorm on CPU adds up its weight's gradient in the input's own dtype: over 900,000 pairs its error is 0.2 in
+# bfloat16 and 0.04 in float16, in every backend that calls it. A missing gradient (1.0) is still caught.
+CPU_NORM_WEIGHT = {"float16": 0.1, "bfloat16": 0.5}
+SEAM = "attention"
 ROW = " (worst row)"
 _AFTER = " after timing"
 _CHUNK_ELEMENTS = 1 << 24
@@ -102,15 +112,19 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def allowed(name: str, dtype: str) -> float:
+def allowed(name: str, problem: Problem) -> float:
     """The tolerance of one entry of ``Gate.errors``."""
+    dtype = problem.dtype
+    if name.endswith("norm_pair.weight") and problem.device == "cpu" and dtype in CPU_NORM_WEIGHT:
+        return CPU_NORM_WEIGHT[dtype]
     base = (GRADIENT_TOLERANCE if name.startswith("grad:") else TOLERANCE)[dtype]
-    return base * (ROW_FACTOR if name.endswith(ROW) else 1.0)
+    level = 1.0 if name.removesuffix(ROW) == SEAM else LEVEL_FACTOR[problem.level]
+    return base * level * (ROW_FACTOR if name.endswith(ROW) else 1.0)
 
 
-def passes(errors: dict[str, float | None], dtype: str) -> bool:
+def passes(errors: dict[str, float | None], problem: Problem) -> bool:
     """Whether every error is a number within its tolerance."""
-    return bool(errors) and all(e is not None and e <= allowed(name, dtype) for name, e in errors.items())
+    return bool(errors) and all(e is not None and e <= allowed(name, problem) for name, e in errors.items())
 
 
 def check(case: Case, expected: Expected) -> Gate:
@@ -118,17 +132,18 @@ def check(case: Case, expected: Expected) -> Gate:
     from . import seam
     from .poison import poisoned
 
-    problem, dtype = expected.problem, expected.problem.dtype
+    problem = expected.problem
+    tolerance = allowed("output", problem)
     with seam.watched(case) as calls, poisoned(problem):
         found = case.results(expected.cotangents)
     errors = _errors(expected, found) | seam.errors(calls, expected.rows)
     control = _negative_control(expected, found)
     case.release()
-    tells = control is not None and control > TOLERANCE[dtype]
+    tells = control is not None and control > tolerance
     return Gate(
-        passed=tells and passes(errors, dtype),
-        tolerance=TOLERANCE[dtype],
-        gradient_tolerance=None if problem.mode == "fwd" else GRADIENT_TOLERANCE[dtype],
+        passed=tells and passes(errors, problem),
+        tolerance=tolerance,
+        gradient_tolerance=None if problem.mode == "fwd" else allowed("grad:", problem),
         errors=errors,
         rows_checked=len(expected.rows),
         rows_total=problem.n_atom,
@@ -139,7 +154,7 @@ def check(case: Case, expected: Expected) -> Gate:
 def check_again(case: Case, expected: Expected, before: Gate) -> Gate:
     """Compare what the last timed call left."""
     errors = _errors(expected, case.results(), after_timing=True)
-    passed = before.passed and passes(errors, expected.problem.dtype)
+    passed = before.passed and passes(errors, expected.problem)
     return before.model_copy(update={"errors_after": errors, "passed": passed})
 
 
@@ -162,12 +177,12 @@ def _negative_control(expected: Expected, found: dict[str, Tensor | None]) -> fl
     return None if not told or None in told else min(e for e in told if e is not None)
 
 
-def why_red(gate: Gate, dtype: str) -> str:
+def why_red(gate: Gate, problem: Problem) -> str:
     """The entries that failed, worst first, in one line."""
     if gate.negative_control is None or gate.negative_control <= gate.tolerance:
         return f"the gate cannot tell: an all-zero output would get an error of {gate.negative_control}"
     errors = gate.errors | {name + _AFTER: e for name, e in gate.errors_after.items()}
-    bad = {n: e for n, e in errors.items() if e is None or e > allowed(n.removesuffix(_AFTER), dtype)}
+    bad = {n: e for n, e in errors.items() if e is None or e > allowed(n.removesuffix(_AFTER), problem)}
     worst = sorted(bad.items(), key=lambda item: math.inf if item[1] is None else item[1], reverse=True)
     shown = ", ".join(f"{name} {'not finite' if e is None else f'{e:.2g}'}" for name, e in worst[:4])
     more = f" and {len(worst) - 4} more" if len(worst) > 4 else ""

@@ -84,6 +84,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "stack": ("output",),
     "encoder": ("s_i", "q_skip", "c_skip", "p_skip", "c_l"),
     "decoder": ("q", "p", "r_update", "c_out"),
+    "index": ("neighbor_idx", "valid_mask"),
 }
 
 
@@ -119,7 +120,7 @@ class _Draw:
     def array(self, values: np.ndarray) -> Tensor:
         import torch
 
-        return torch.as_tensor(values).to(device=self.device, dtype=self.dtype)
+        return torch.tensor(values).to(device=self.device, dtype=self.dtype)
 
 
 def _arguments(problem: Problem, work: Workload, draw: _Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -127,6 +128,8 @@ def _arguments(problem: Problem, work: Workload, draw: _Draw) -> tuple[dict[str,
 
     b, n, k, r = problem.batch, problem.n_atom, problem.n_neighbor, problem.n_res
     atom = (b, n, problem.c_atom)
+    if problem.level == "index":
+        return {}, {"tok_idx": torch.tensor(work.tok_idx, device=draw.device)}
     if problem.level == "encoder":
         return _encoder_arguments(problem, work, draw)
     if problem.level == "decoder":
@@ -138,7 +141,7 @@ def _arguments(problem: Problem, work: Workload, draw: _Draw) -> tuple[dict[str,
             "s": draw.normal(b, r, problem.c_token),
             "z": draw.normal(b, r, r, problem.c_pair),
         }
-        return tensors, {"tok_idx": torch.as_tensor(work.tok_idx, device=draw.device)}
+        return tensors, {"tok_idx": torch.tensor(work.tok_idx, device=draw.device)}
     idx, valid = attention_index(
         work, problem.window, k_cap=problem.k_cap, style=problem.window_style, device=problem.device
     )
@@ -188,13 +191,15 @@ def _encoder_arguments(problem: Problem, work: Workload, draw: _Draw) -> tuple[d
         "r_scaled": noisy,
     }
     fixed = {
-        "ref_space_uid": torch.as_tensor(work.chain, device=draw.device),
-        "tok_idx": torch.as_tensor(work.tok_idx, device=draw.device),
+        "ref_space_uid": torch.tensor(work.chain, device=draw.device),
+        "tok_idx": torch.tensor(work.tok_idx, device=draw.device),
     }
     return tensors, fixed
 
 
 def _module(problem: Problem) -> nn.Module:
+    from torch import nn
+
     from pallatom.architecture import atom_transformers as at
 
     p = problem
@@ -209,7 +214,8 @@ def _module(problem: Problem) -> nn.Module:
             )
         case "decoder":
             return at.AtomAttentionDecoder(p.c_token, p.c_pair, p.c_atom, p.c_atompair, p.n_blocks, p.heads, p.window)
-    raise ValueError(f"level: expected one with a module, got {p.level!r}")
+        case "index":
+            return nn.Identity()
 
 
 def seed_parameters(module: nn.Module, problem: Problem) -> None:
@@ -231,6 +237,10 @@ def seed_parameters(module: nn.Module, problem: Problem) -> None:
 def shape_caller(inputs: Inputs, module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
     """One forward pass of the level as a function of its fixed arguments, always a tuple of outputs."""
     level, tensors = inputs.problem.level, inputs.tensors
+    if level == "index":
+        from pallatom.architecture.atom_transformers import build_sparse_pairs
+
+        return lambda tok_idx: tuple(t[None] for t in build_sparse_pairs(tok_idx, inputs.problem.window))
     if level == "attention":
         attend = module._attend  # the seam
         q, k, v, p = (tensors[name] for name in ("Q", "K", "V", "p"))

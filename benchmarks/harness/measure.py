@@ -150,7 +150,7 @@ class Group:
             self._enter(name, "gate")
             arm.gate = gate.check(arm.case, self._expected)
             if not arm.gate.passed:
-                self._out(name, "wrong", gate.why_red(arm.gate, self.problem.dtype), gate=arm.gate)
+                self._out(name, "wrong", gate.why_red(arm.gate, self.problem), gate=arm.gate)
                 return None
             if self.options.speed:
                 self._enter(name, "plan")
@@ -243,9 +243,7 @@ class Group:
                     arm.gate = gate.check_again(arm.case, self._expected, arm.gate)
                     arm.case.release()
                 if not arm.gate.passed:
-                    self._out(
-                        arm.name, "wrong", "after timing, " + gate.why_red(arm.gate, self.problem.dtype), gate=arm.gate
-                    )
+                    self._out(arm.name, "wrong", "after timing, " + gate.why_red(arm.gate, self.problem), gate=arm.gate)
                     continue
                 cells.append(self._good(arm, timed))
         self._emit({"event": "cells", "cells": cells})

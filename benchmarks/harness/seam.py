@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from .inputs import Case
 
-NAME = "attention"
-
 
 @dataclass
 class Call:
@@ -60,13 +58,13 @@ def _keeping(block: nn.Module, calls: list[Call]):
 
 def errors(calls: list[Call], rows: Tensor) -> dict[str, float | None]:
     """The worst errors of the watched calls at ``rows``; nothing if the backend fuses more and never calls the seam."""
-    from .gate import Reference, error_norms
+    from .gate import SEAM, Reference, error_norms
 
     worst: dict[str, float | None] = {}
     for call in calls:
         found = error_norms(Reference(_expected(call, rows), rows, by_row=True), call.output, alone=False)
         for suffix, error in found.items():
-            name = NAME + suffix
+            name = SEAM + suffix
             known = worst.get(name, 0.0)
             worst[name] = None if error is None or known is None else max(known, error)
     return worst

@@ -8,7 +8,9 @@ these sources and this machine is not measured again.
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +24,7 @@ from . import arms
 from .cases import Axes, BadAxis, Group, resolve
 from .footprint import input_bytes, pair_bytes
 from .measure import Options
-from .process import Worker, WorkerDied, WorkerTimeout
+from .process import ROOT, Worker, WorkerDied, WorkerTimeout
 from .record import Problem, Provenance, Record, append, read
 
 START_LIMIT_S = 180.0  # a worker's first answer: it imports torch
@@ -264,7 +266,7 @@ class Sweep:
         settings = self.settings
         where = provenance | {
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "argv": list(settings.argv),
+            "argv": [portable(word) for word in settings.argv],
             "seed": settings.seed,
             "environment": {**provenance.get("environment", {}), **pending.environment},
         }
@@ -282,6 +284,7 @@ class Sweep:
             "problem": pending.group.problem,
             "provenance": Provenance.model_validate(where),
         }
+        cell = cell | {name: portable(cell.get(name)) for name in ("reason", "error")}
         try:
             return Record(**common, **{k: v for k, v in cell.items() if k != "backend"})
         except ValidationError as e:
@@ -306,6 +309,20 @@ class _Pending:
     name: str
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+
+
+def portable(text: str | None) -> str | None:
+    """Without this machine's folders: records are shown to others."""
+    if text is None:
+        return None
+    for folder, shown in (
+        (sys.prefix, "<python>"),
+        (sys.base_prefix, "<python>"),
+        (str(ROOT), "."),
+        (str(Path.home()), "~"),
+    ):
+        text = text.replace(folder + os.sep, shown + os.sep)
+    return text
 
 
 def _key(group: Group, spec: str) -> str:
