@@ -165,7 +165,7 @@ def _pair_linear(p: Problem) -> int:
 def _encoder_linear(p: Problem) -> int:
     atoms, residues, c, d = p.batch * p.n_atom, p.batch * p.n_res, p.c_atom, p.c_atompair
     per_atom = (3 + ELEMENTS) * c + 3 * c + 2 * c * d + c * p.c_token  # proj_fref_c r_scaled cl_pair cm_pair agg
-    per_pair = 5 * d  # proj_d_vec, proj_inv_sq, proj_v
+    per_pair = 4 * d  # proj_d_vec, proj_inv_sq; proj_v of a 0 or 1 is a choice
     return 2 * (atoms * per_atom + residues * p.c_token * c + p.live_pairs * per_pair) + _pair_linear(p)
 
 
