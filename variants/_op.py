@@ -43,8 +43,8 @@ from torch.utils.checkpoint import checkpoint
 
 State = Mapping[str, Tensor]
 
-_CHUNK_ELEMENTS = 2**24
-"""Gathered keys that are held at once, in elements: 128 MiB of float64."""
+_CHUNK_ELEMENTS = 2**16
+"""Slots of all batch items that are computed at once: few enough to stay in cache, many enough for a real product."""
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -78,9 +78,9 @@ def attention_reference(
     [L, K] into the N keys; valid_mask [L, K] or [B, L, K]. Row chunks are recomputed in the backward pass, so memory
     stays a few times p's.
     """
-    batch, n_row, heads, dim = Q.shape
+    batch, n_row = Q.shape[:2]
     live = valid_mask.expand(batch, *valid_mask.shape[-2:])
-    step = max(1, _CHUNK_ELEMENTS // max(1, batch * neighbor_idx.shape[1] * heads * dim))
+    step = max(16, _CHUNK_ELEMENTS // max(1, batch * neighbor_idx.shape[1]))
     parts = [
         checkpoint(
             _attention_rows,
@@ -112,18 +112,18 @@ def _attention_rows(
     norm_weight, norm_bias, pair_weight = pair
     Q, K, V = Q.double(), K.double(), V.double()
     on = live[..., None]  # [B, L, K, 1]
-    idx = torch.where(live.any(0), idx, 0)  # padding may hold anything, so it is never read
-    p = torch.where(on, p.double(), 0.0)
+    p = torch.where(on, p.double(), 0.0)  # padding may hold anything: it is replaced before anything is made of it
+    keys, slot = torch.where(live.any(0), idx, 0).unique(return_inverse=True)  # the M keys of these rows
 
-    bias = linear(layer_norm(p, norm_weight, norm_bias, eps), pair_weight)
-    S = (Q[:, :, None] * K[:, idx]).sum(-1) / Q.shape[-1] ** 0.5 + bias  # [B, L, K, H]
-    if S.shape[2] == 0:
-        return Q * 0.0
-    peak = torch.where(on, S, -torch.inf).amax(2, keepdim=True).detach()
+    bias = linear(layer_norm(p, norm_weight, norm_bias, eps), pair_weight)  # [B, L, K, H]
+    every = torch.einsum("blhd,bmhd->blmh", Q, K[:, keys]) / Q.shape[-1] ** 0.5  # [B, L, M, H]
+    slot = slot[None, :, :, None].expand_as(bias)
+    S = every.gather(2, slot) + bias
+    peak = torch.where(on, S, -torch.inf).amax(2, keepdim=True).detach() if S.shape[2] else 0.0
     weight = torch.where(on, torch.exp(torch.where(on, S - peak, 0.0)), 0.0)
     total = weight.sum(2, keepdim=True)
     A = weight / torch.where(total > 0, total, 1.0)
-    return (A[..., None] * V[:, idx]).sum(2)
+    return torch.einsum("blmh,bmhd->blhd", torch.zeros_like(every).scatter_add(2, slot, A), V[:, keys])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pallatom.architecture import _validate
 WINDOW_SIZE = 32
 """Default window, in residues: atoms whose residues are fewer than ``WINDOW_SIZE // 2`` apart see each other."""
 
-_INDEX_CHUNK = 2**20
+_INDEX_CHUNK = 2**18
 """Slots of the index that are built at once: small beside the index, large beside the cost of a launch."""
 
 
