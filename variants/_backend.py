@@ -72,7 +72,8 @@ class Backend:
 
     ``cost`` maps (shape, mode) to a :class:`Cost`; ``backward`` lists the devices that have one; ``requires`` names
     foreign modules, imported where they are used and nowhere else; ``probe(device)`` returns further reasons why not,
-    asked only where the device is there and ``requires`` imports.
+    asked only where the device is there and ``requires`` imports. ``compiles``: the first call of each kind (shapes,
+    dtypes) runs a compiler and takes seconds.
     """
 
     block: type[AtomTransformerBlock]
@@ -85,6 +86,7 @@ class Backend:
     min_capability: tuple[int, int] | None = None
     needs_band: bool = False
     needs_unique: bool = False
+    compiles: bool = False
     probe: Callable[[str], list[str]] | None = None
 
 
