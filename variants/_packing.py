@@ -107,5 +107,5 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     traffic = 3 * shape.p_bytes + 3 * bias + 2 * packed + 2 * copies + 4 * shape.atom_bytes
     if mode == "fwd":
         return Cost(flops, traffic, shape.p_bytes + 2 * bias + packed + copies + 2 * shape.atom_bytes)
-    peak = 3 * shape.p_bytes + 3 * bias + 2 * packed + 2 * copies + 8 * shape.atom_bytes
+    peak = 2 * shape.p_bytes + 3 * bias + 2 * packed + 2 * copies + 8 * shape.atom_bytes
     return Cost(flops * 7 // 2, 3 * traffic + 2 * shape.p_bytes, peak)

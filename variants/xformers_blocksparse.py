@@ -136,7 +136,7 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     traffic = 3 * shape.p_bytes + 4 * bias + 10 * scores + 6 * copies + 3 * index
     if mode == "fwd":
         return Cost(flops, traffic, 4 * scores + 2 * copies + bias + 6 * shape.atom_bytes)
-    return Cost(3 * flops, 3 * traffic, 2 * shape.p_bytes + 6 * scores + 4 * copies + 2 * bias + 12 * shape.atom_bytes)
+    return Cost(3 * flops, 3 * traffic, shape.p_bytes + 6 * scores + 4 * copies + 2 * bias + 12 * shape.atom_bytes)
 
 
 BACKEND = Backend(
