@@ -273,6 +273,20 @@ def test_cold_samples_flush_before_each_call_and_outside_its_events(cuda: FakeCu
     assert cuda.log == ["flush", "event", "op", "event", "sync"] * 2
 
 
+def test_the_device_is_kept_busy_for_as_long_as_the_host_takes_to_launch(cuda: FakeCuda) -> None:
+    host = {"s": 0.0}
+    clock = CudaClock(cache="cold", timer=lambda: host["s"])
+
+    def slow_to_launch() -> None:
+        host["s"] += 0.39e-3  # 1.5 times 0.39 ms are twelve flushes of 0.05 ms; one more empties the cache
+        cuda.ms += 3.0
+
+    clock.calibrate(slow_to_launch)
+    cuda.log.clear()
+    assert clock.sample(slow_to_launch) == pytest.approx(3.0)
+    assert cuda.log.count("flush") == 13
+
+
 def test_hot_samples_warm_up_once_and_do_not_flush(cuda: FakeCuda) -> None:
     clock = CudaClock(cache="hot")
     assert clock.sample(cuda.launch("op", 3.0), calls=2) == pytest.approx(3.0)
