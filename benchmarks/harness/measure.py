@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import arms, footprint
 from .cases import INDEX_BACKEND
-from .clock import Interleaved, interleave, make_clock
+from .clock import Interleaved, graphed, interleave, make_clock
 from .record import Gate, Limit, Memory, Problem, Timing
 from .statistics import median_interval
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Emit = Callable[[dict[str, Any]], None]
 Note = Callable[[str, str], None]
 AA = "#again"  # marks the second arm of the backend that is timed against itself
+APART_BLOCKS = 10  # samples of an arm by itself, beside the interleaved ones
+APART_LIMIT_MS = 200.0  # a slower call has no launch gaps worth knowing
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class Options:
     try_oversized: bool = False
     speed: bool = True  # False: the gate alone
     memory: bool = True
+    graphs: bool = True
     limits_s: dict[str, float] = field(default_factory=lambda: dict(PHASE_LIMITS_S))
 
 
 # The longest that a phase may take for one backend; the timing gets its budget on top.
-PHASE_LIMITS_S = {"build": 300.0, "first call": 300.0, "gate": 300.0, "plan": 120.0, "memory": 120.0, "timing": 120.0}
+PHASE_LIMITS_S = {"build": 300.0, "first call": 300.0, "gate": 300.0, "plan": 120.0, "memory": 120.0, "timing": 120.0, "graph": 120.0}
 
 
 class DevicePoisoned(RuntimeError):
@@ -62,7 +65,7 @@ class _Arm:
     first_call_ms: float | None = None
     plan_ms: float | None = None
     memory: Memory | None = None
-    again: dict[str, float | None] = field(default_factory=dict)
+    apart: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Group:
@@ -92,6 +95,13 @@ class Group:
             self._finish(ready, None)
             return
         timed = self._time(ready)
+        if timed is not None and self.problem.device == "cuda":
+            for arm in ready:
+                if arm.name in timed.samples and timed.samples[arm.name][-1] < APART_LIMIT_MS:
+                    try:
+                        arm.apart = self._apart(arm)
+                    except RuntimeError:  # a supplement that does not fit or capture costs no cell
+                        self._check_device()
         self._finish([arm for arm in ready if timed is not None and arm.name in timed.samples], timed)
 
     # -- before anything is built ------------------------------------------------------------------
@@ -227,6 +237,24 @@ class Group:
                 ready[:] = [arm for arm in ready if arm.name != running]
         return None
 
+    def _apart(self, arm: _Arm) -> dict[str, list[float]]:
+        """On CUDA: samples with a warm cache and, of a forward, replays of its CUDA graph; not interleaved."""
+        import torch
+
+        found: dict[str, list[float]] = {}
+        self._enter(arm.name, "timing")
+        hot, cold = make_clock("cuda", cache="hot"), make_clock("cuda")
+        calls, _ = hot.calibrate(arm.case)
+        found["hot_samples_ms"] = [hot.sample(arm.case, calls) for _ in range(APART_BLOCKS)]
+        replay = graphed(arm.case) if self.problem.mode == "fwd" else "a backward is not replayed"
+        if callable(replay):
+            calls, _ = cold.calibrate(replay)
+            found["graph_samples_ms"] = [cold.sample(replay, calls) for _ in range(APART_BLOCKS)]
+        del replay
+        arm.case.release()
+        torch.cuda.empty_cache()
+        return found
+
     def _finish(self, ready: list[_Arm], timed: Interleaved | None) -> None:
         """Look at what the last timed call of each made, then send all good cells in one event."""
         from . import gate
@@ -249,7 +277,7 @@ class Group:
         self._emit({"event": "cells", "cells": cells})
 
     def _good(self, arm: _Arm, timed: Interleaved | None) -> dict[str, Any]:
-        timing = None if timed is None else _timing(arm.name, timed, make_clock(self.problem.device).cache)
+        timing = None if timed is None else _timing(arm, timed)
         limit = None if timing is None else self._limit(timing.median_ms)
         return {
             "backend": arm.name,
@@ -318,19 +346,20 @@ class Group:
             raise DevicePoisoned(str(e)) from e
 
 
-def _timing(name: str, timed: Interleaved, cache: Any) -> Timing:
-    samples = timed.samples[name]
+def _timing(arm: _Arm, timed: Interleaved) -> Timing:
+    samples = timed.samples[arm.name]
     interval = median_interval(samples)
     return Timing(
         samples_ms=samples,
-        calls_per_sample=timed.calls_per_sample[name],
+        calls_per_sample=timed.calls_per_sample[arm.name],
         median_ms=interval.median,
         ci_low_ms=interval.median if interval.low is None else interval.low,
         ci_high_ms=interval.median if interval.high is None else interval.high,
-        half_width=timed.half_widths[name],
-        stop=timed.stop[name],
-        cache=cache,
-        aa_samples_ms=timed.samples.get(name + AA),
+        half_width=timed.half_widths[arm.name],
+        stop=timed.stop[arm.name],
+        cache=timed.cache,
+        aa_samples_ms=timed.samples.get(arm.name + AA),
+        **arm.apart,
     )
 
 

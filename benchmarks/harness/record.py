@@ -125,8 +125,8 @@ class Timing(_Frozen):
     stop: Literal["converged", "budget", "maximum"]
     cache: Literal["cold", "hot", "unspecified"]
     aa_samples_ms: list[Sample] | None = None  # the same backend once more per block: the noise floor
-    hot_samples_ms: list[Sample] | None = None
-    graph_samples_ms: list[Sample] | None = None
+    hot_samples_ms: list[Sample] | None = None  # CUDA, by itself: warm cache, launch gaps included
+    graph_samples_ms: list[Sample] | None = None  # CUDA, by itself: cold replays of the call captured in a graph
 
     @model_validator(mode="after")
     def _median_within_its_interval(self) -> Timing:
