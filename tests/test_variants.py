@@ -1,4 +1,4 @@
-"""Every backend on every case: forward and all gradients agree with the definition, or the reasons why not are given."""
+"""Every backend on every case: forward and all gradients agree with the definition, or all reasons are given."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ class Problem:
 class Case:
     """How to make a problem: index and mask, whether the index is a band, and what is special about p.
 
-    ``half``: a backend that rounds its bias to half precision can get it right. ``canonical`` cases share every shape, so that a backend which compiles per shape compiles once for all of them.
+    ``half``: a backend that rounds its bias to half precision can get it right. ``canonical`` cases share every shape,
+    so that a backend which compiles per shape compiles once for all of them.
     """
 
     index: Callable[[torch.Generator], tuple[Tensor, Tensor]]

@@ -1,0 +1,170 @@
+"""Who may import whom: the table of the design, read from the source of every file."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pallatom
+import variants
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("pallatom", "variants", "benchmarks", "reports", "tests")
+BACKENDS = variants.names()
+ASV_COLLECTS = re.compile(r"(time|timeraw|mem|peakmem|track)_|(Time|Timeraw|Mem|PeakMem|Track)[A-Z_]")
+
+
+def _files(package: str) -> list[Path]:
+    return sorted(f for f in (ROOT / package).rglob("*.py") if "__pycache__" not in f.parts)
+
+
+def _module(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+def _imports(file: Path, *, module_level: bool = False) -> Iterator[str]:
+    """Absolute dotted names that the file imports; ``from a import b`` counts as ``a`` and ``a.b``.
+
+    ``module_level``: only what runs when the file is imported (not in functions, not under TYPE_CHECKING).
+    """
+    for node in _running_nodes(ast.parse(file.read_text())) if module_level else ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = _absolute(file, node)
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def _absolute(file: Path, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    package = file.relative_to(ROOT).parent.parts
+    kept = package[: len(package) - node.level + 1]
+    return ".".join([*kept, node.module] if node.module else kept)
+
+
+def _running_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _running_nodes(child)
+
+
+def _within(name: str, *packages: str) -> bool:
+    return any(name == p or name.startswith(f"{p}.") for p in packages)
+
+
+def _offences(files: list[Path], forbidden: tuple[str, ...], allowed: tuple[str, ...] = ()) -> list[str]:
+    return [
+        f"{_module(file)} imports {name}"
+        for file in files
+        for name in _imports(file)
+        if _within(name, *forbidden) and not _within(name, *allowed)
+    ]
+
+
+def test_the_package_names_are_ours() -> None:
+    """``variants`` is also an old package on the public index, which can win where the root is not on the path."""
+    assert Path(variants.__file__).resolve().parent == ROOT / "variants"
+    assert Path(pallatom.__file__).resolve().parent == ROOT / "pallatom"
+
+
+def test_pallatom_stands_alone() -> None:
+    assert _files("pallatom")
+    allowed = {*sys.stdlib_module_names, "torch", "jaxtyping", "pallatom"}
+    roots = {(f.name, name.split(".")[0]) for f in _files("pallatom") for name in _imports(f)}
+    assert [r for r in roots if r[1] not in allowed] == []
+
+
+def test_variants_import_neither_the_bench_nor_one_another() -> None:
+    assert _offences(_files("variants"), ("benchmarks", "reports", "tests")) == []
+    for file in _files("variants"):
+        others = tuple(f"variants.{name}" for name in BACKENDS if name != file.stem)
+        assert _offences([file], others) == []
+
+
+def test_optional_libraries_are_imported_where_they_are_used() -> None:
+    """Loading a backend's file imports nothing that may be missing; its private machinery may, once it is asked for."""
+    allowed = {*sys.stdlib_module_names, "torch", "jaxtyping", "pallatom", "variants"}
+    public = [ROOT / "variants" / f"{name}.py" for name in (*BACKENDS, "__init__")]
+    roots = {(f.name, name.split(".")[0]) for f in public for name in _imports(f, module_level=True)}
+    assert [r for r in roots if r[1] not in allowed] == []
+
+
+def test_a_backend_shares_no_code_with_the_reference() -> None:
+    assert _offences([ROOT / "variants" / "_op.py"], OURS) == []
+    assert _offences([f for f in _files("variants") if f.stem != "_op"], ("variants._op",)) == []
+
+
+@pytest.mark.parametrize("stem", ["clock", "device", "record", "statistics"])
+def test_the_ruler_knows_no_attention(stem: str) -> None:
+    file = ROOT / "benchmarks" / "harness" / f"{stem}.py"
+    assert file.exists()
+    assert _offences([file], ("pallatom", "variants", "reports", "tests")) == []
+
+
+def test_benchmarks_do_not_import_reports() -> None:
+    assert _offences(_files("benchmarks"), ("reports", "tests")) == []
+
+
+def test_benchmarks_import_one_another_relatively() -> None:
+    """asv imports the folder under a path of its own, where no package ``benchmarks`` need exist."""
+    for file in _files("benchmarks"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert not _within(node.module or "", "benchmarks"), f"{_module(file)}:{node.lineno}"
+            if isinstance(node, ast.Import):
+                assert not any(_within(a.name, "benchmarks") for a in node.names), f"{_module(file)}:{node.lineno}"
+
+
+def test_importing_the_benchmarks_does_not_import_torch() -> None:
+    """asv's discovery imports every module of the folder, and a command line prints its help, without paying for it."""
+    heavy = ("torch", "pallatom", "xformers", "triton")
+    found = [
+        f"{_module(f)} imports {name}"
+        for f in _files("benchmarks")
+        for name in _imports(f, module_level=True)
+        if _within(name, *heavy)
+    ]
+    assert found == []
+
+
+def test_no_helper_has_a_name_that_asv_collects() -> None:
+    """Suites (modules directly under benchmarks/) may have them; the harness and the command line may not."""
+    helpers = [f for f in _files("benchmarks") if f.parent != ROOT / "benchmarks" or f.stem.startswith("_")]
+    for file in helpers:
+        top = ast.parse(file.read_text()).body
+        for node in [*top, *(inner for outer in top if isinstance(outer, ast.ClassDef) for inner in outer.body)]:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert not ASV_COLLECTS.match(node.name), f"{_module(file)}:{node.lineno} {node.name}"
+
+
+def test_reports_need_no_torch() -> None:
+    allowed = ("benchmarks.harness.record", "benchmarks.harness.statistics")
+    files = _files("reports")
+    assert _offences(files, ("torch", "variants", "pallatom", "tests")) == []
+    # ``from benchmarks.harness import record`` names the package too, which holds nothing itself
+    packages = ("benchmarks", "benchmarks.harness")
+    found = [o for o in _offences(files, ("benchmarks",), allowed) if o.rpartition(" ")[2] not in packages]
+    assert found == []
+
+
+def test_importing_variants_imports_no_backend_and_no_torch() -> None:
+    script = (
+        "import sys, variants\n"
+        "assert variants.names()\n"
+        "loaded = [f'variants.{n}' for n in variants.names()] + ['torch', 'triton', 'xformers', 'pallatom']\n"
+        "print([m for m in loaded if m in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
