@@ -141,10 +141,16 @@ def _from_cif(content: Content) -> Atoms:
         number=number,
         residue=column("label_comp_id", "auth_comp_id"),
         name=column("label_atom_id", "auth_atom_id"),
-        element=column("type_symbol", default=""),
+        element=_elements(column("type_symbol", default=""), column("label_atom_id", "auth_atom_id")),
         altloc=column("label_alt_id", default=""),
         occupancy=np.where(np.isin(occupancy, BLANK), "1", occupancy).astype(float),
-        xyz=np.stack([site[f"Cartn_{axis}"].as_array(float) for axis in "xyz"], -1),
+        xyz=np.stack([site[f"Cartn_{axis}"].as_array(float, masked_value=np.nan) for axis in "xyz"], -1),
     )
     model = column("pdbx_PDB_model_num", default="1")
     return table.only(model == model[0]) if len(model) else table
+
+
+def _elements(symbols: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """The symbols, and for atoms without one the first letter of their name, which is right for C, N, O, S, H and P."""
+    letters = [name.lstrip("0123456789")[:1] for name in names.tolist()]
+    return np.where(np.isin(symbols, BLANK), letters, symbols)

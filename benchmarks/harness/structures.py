@@ -20,8 +20,8 @@ from .templates import ATOMIC_NUMBER, BACKBONE, TERMINAL, templates
 
 LARGEST_COORDINATE = 1e6  # Å
 HYDROGEN = ("H", "D", "T")
-# What force fields call the 20: protonation states and disulfides. Some are also names of unrelated ligands,
-# so that they count for residues with a peptide backbone only.
+# What force fields call the 20: protonation states and disulfides. The dictionary has other compounds of some of
+# these names, so that a name counts only where all atoms are those of the standard residue.
 FORCE_FIELD = {
     **dict.fromkeys(("HID", "HIE", "HIP", "HSD", "HSE", "HSP"), "HIS"),
     **dict.fromkeys(("CYX", "CYM"), "CYS"),
@@ -96,12 +96,11 @@ def _segments(table: Atoms) -> list[list[list[int]]]:
 def _residue(table: Atoms, rows: list[int], origin: str) -> Residue | None:
     """One residue with one location per atom, or None if it is no part of a protein's chain."""
     rows = _one_residue_name(table, rows)
-    name = str(table.residue[rows[0]])
-    backbone = {"N", "CA", "C"} <= {str(table.name[row]) for row in rows}
-    where = f"{origin}: residue {name} {table.chain[rows[0]]} {table.number[rows[0]]}"
-    if not _is_protein(name, bool(table.polymer[rows[0]]), bool(table.hetero[rows[0]]), backbone, where):
+    where = f"{origin}: residue {_label(table, rows[0])}"
+    name = _standard_name(table, rows)
+    if not _is_protein(table, rows, name, where):
         return None
-    template = templates().index.get(FORCE_FIELD.get(name, name))
+    template = templates().index.get(name)
     names = [_canonical(str(table.name[row]), name) for row in rows]
     chosen = _one_location(table, rows, names, where)
     known = templates().atoms[template] if template is not None else BACKBONE
@@ -110,20 +109,35 @@ def _residue(table: Atoms, rows: list[int], origin: str) -> Residue | None:
     return Residue([row for _, row in pairs], [atom for atom, _ in pairs], template)
 
 
-def _is_protein(name: str, polymer: bool, hetero: bool, backbone: bool, where: str) -> bool:
+def _label(table: Atoms, row: int) -> str:
+    return f"{table.residue[row]} {table.chain[row]} {table.number[row]}"
+
+
+def _standard_name(table: Atoms, rows: list[int]) -> str:
+    """The residue's name; that of one of the 20 where a force field's name for it fits all atoms."""
+    name = str(table.residue[rows[0]])
+    if name not in FORCE_FIELD:
+        return name
+    standard = FORCE_FIELD[name]
+    known = {*templates().atoms[templates().index[standard]], TERMINAL}
+    fits = all(_canonical(str(table.name[row]), standard) in known for row in rows)
+    return standard if fits else name
+
+
+def _is_protein(table: Atoms, rows: list[int], name: str, where: str) -> bool:
     """Whether a residue belongs to a protein's chain; raises for one of a chain that nobody knows."""
+    backbone = {"N", "CA", "C"} <= {str(table.name[row]) for row in rows}
+    in_chain = bool(table.polymer[rows[0]]) or not table.hetero[rows[0]]
     row = templates().index.get(name)
     if row is not None:
         # The 20 as HETATM outside a sequence are ligands: free amino acids.
-        return polymer or not hetero or (row >= STANDARD and backbone)
-    if name in FORCE_FIELD and backbone:
-        return True
-    from biotite.structure.info import amino_acid_names, full_name
+        return in_chain or (row >= STANDARD and backbone)
+    from biotite.structure.info import amino_acid_names
 
     if name in amino_acid_names():
-        return polymer or not hetero or backbone
-    if backbone and (polymer or not hetero) and full_name(name) is None:
-        raise WorkloadError(f"{where}: unknown residue, the Chemical Component Dictionary has none of that name")
+        return in_chain or backbone
+    if backbone and in_chain:
+        raise WorkloadError(f"{where}: unknown residue, no amino acid of the Chemical Component Dictionary")
     return False
 
 
@@ -201,9 +215,11 @@ def _laid_out(content: Content, table: Atoms, chains: list[list[Residue]], atoms
 def _atom_set(table: Atoms, residue: Residue, atoms: str, origin: str) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Elements, positions and reference coordinates (CA at 0) of one residue's slots."""
     xyz = table.xyz[residue.rows].astype(np.float64)
-    where = f"{origin}: residue {table.residue[residue.rows[0]]} {table.number[residue.rows[0]]}"
-    if not (np.abs(xyz) <= LARGEST_COORDINATE).all():
-        raise WorkloadError(f"{where}: expected coordinates within ±{LARGEST_COORDINATE:,.0f} Å, got {xyz.tolist()}")
+    where = f"{origin}: residue {_label(table, residue.rows[0])}"
+    outside = ~(np.abs(xyz) <= LARGEST_COORDINATE).all(1)
+    if outside.any():
+        got = xyz[outside][0].tolist()
+        raise WorkloadError(f"{where}: expected coordinates within ±{LARGEST_COORDINATE:,.0f} Å, got {got}")
     element = [_element(table, row, name, residue.template, where) for row, name in zip(residue.rows, residue.names)]
     centre = xyz[residue.names.index("CA")] if "CA" in residue.names else xyz.mean(0)
     ref = np.array([_reference(name, residue.template, at - centre) for name, at in zip(residue.names, xyz)])
@@ -237,8 +253,6 @@ def _element(table: Atoms, row: int, name: str, template: int | None, where: str
     if template is not None and name in templates().atoms[template]:
         return int(templates().element[template, templates().atoms[template].index(name)])
     symbol = str(table.element[row]).upper()
-    if symbol in BLANK:
-        symbol = name.lstrip("0123456789")[:1].upper()
     if symbol not in ATOMIC_NUMBER:
         raise WorkloadError(f"{where}: atom {name} is of unknown element {symbol!r}")
     return ATOMIC_NUMBER[symbol]
