@@ -24,7 +24,6 @@ from benchmarks.harness.record import (
     append,
     read,
     scan,
-    unique,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,12 +128,6 @@ def test_another_schema_version_is_named(path: Path) -> None:
     path.write_text(make().model_dump_json().replace('"schema_version":1', '"schema_version":2') + "\n")
     with pytest.raises(MalformedRecord, match=r":1: schema version 2, expected 1"):
         list(read(path))
-
-
-def test_copies_of_a_record_are_one_and_repeats_by_another_run_are_two() -> None:
-    later = make().model_copy(update={"run": "r2"})
-    changed = make(plan_ms=1.0)
-    assert unique([*RECORDS, *RECORDS, later, changed]) == [changed, *RECORDS[1:], later]
 
 
 def test_the_key_names_the_cell_and_nothing_else() -> None:

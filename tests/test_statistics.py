@@ -176,15 +176,6 @@ def test_outliers_are_labelled_by_tukeys_fences() -> None:
     assert set(st.tukey_outliers([1.0] * 5)) == {""}
 
 
-def test_effective_size_sees_samples_that_follow_one_another() -> None:
-    rng = np.random.default_rng(7)
-    white = rng.normal(size=400)
-    follow = np.convolve(rng.normal(size=409), np.ones(10), "valid")
-    assert st.effective_size(white) > 300
-    assert st.effective_size(follow) < 100
-    assert st.effective_size([1.0, 1.0]) == 2
-
-
 def test_a_power_law_is_recovered_with_cover() -> None:
     rng = np.random.default_rng(8)
     n = 2.0 ** np.arange(10, 17)

@@ -287,7 +287,8 @@ def _parse(number: int, line: bytes) -> Record | BadLine:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of one file, in order; unfinished lines are passed over.
+    """The records of one file, in order; unfinished lines are passed over. A cell that was measured
+    more than once is here as often: the last one is current, the others are its history.
 
     Raises
     ------
@@ -299,10 +300,3 @@ def read(path: Path) -> Iterator[Record]:
             yield found
         elif found.kind != "unfinished":
             raise MalformedRecord(f"{path}:{found.number}: {found.why}")
-
-
-def unique(records: Iterable[Record]) -> list[Record]:
-    """Without the copies that a file given twice, or two files joined, bring in: of the records of one
-    run, group and cell, the last. Repeats by another run are no copies and stay."""
-    last = {(r.run, r.group, r.key): r for r in records}
-    return list(last.values())
