@@ -21,7 +21,6 @@ class Region:
     setting: Setting
     family: Family
     contests: tuple[Contest, ...]
-    whole: bool  # every problem of the setting and family
 
     @property
     def use(self) -> str:
@@ -69,16 +68,28 @@ def regions(contests: Iterable[Contest]) -> list[Region]:
             by_family[(setting(c.problem), c.winner.family)].append(c)
     out = []
     for (where, family), mine in by_family.items():
-        if len({c.winner.record.backend for c in mine}) == 1:
-            out.append(Region(where, family, tuple(mine), whole=True))
-            continue
-        lines: dict[tuple[int, int | None], list[Contest]] = defaultdict(list)
-        for c in mine:
-            lines[(c.problem.window, c.problem.k_cap)].append(c)
-        for line in lines.values():
-            for run in _runs(sorted(line, key=lambda c: c.problem.n_atom), lambda c: c.winner.record.backend):
-                out.append(Region(where, family, tuple(run), whole=False))
-    return sorted(out, key=lambda r: (r.setting.order, r.family.kind != "synthetic", r.family.atoms))
+        out.extend(Region(where, family, tuple(run)) for run in _split(mine))
+    return sorted(out, key=lambda r: (r.setting.order, r.family.kind != "synthetic", r.family.atoms, _first_size(r)))
+
+
+def _first_size(region: Region) -> tuple[int, int]:
+    return -len(region.contests), min(c.problem.n_atom for c in region.contests)
+
+
+def _split(contests: Sequence[Contest]) -> list[list[Contest]]:
+    """Runs along N with one winner; lines (a window and a cap) that never change theirs go together."""
+    lines: dict[tuple[int, int | None], list[Contest]] = defaultdict(list)
+    for c in contests:
+        lines[(c.problem.window, c.problem.k_cap)].append(c)
+    steady: dict[str, list[Contest]] = defaultdict(list)
+    out: list[list[Contest]] = []
+    for line in lines.values():
+        runs = _runs(sorted(line, key=lambda c: c.problem.n_atom), lambda c: c.winner.record.backend)
+        if len(runs) == 1:
+            steady[line[0].winner.record.backend].extend(line)
+        else:
+            out.extend(runs)
+    return [*out, *steady.values()]
 
 
 def _runs(items: Sequence[Contest], key: Callable[[Contest], str]) -> list[list[Contest]]:
@@ -117,11 +128,13 @@ def headline(place: Place, contests: Sequence[Contest], labels: dict[Setting, st
     wins = Counter(c.winner.record.backend for c in contested)
     best, won = wins.most_common(1)[0]
     shown_by = sum(1 for c in contested if c.winner.record.backend == best and not c.tied)
-    out = [f"**Use `{best}`.** It was the fastest in {won} of {len(contested)} problems; in {shown_by} of them its lead "
-           "over every other backend is beyond doubt, noise and what matters."]  # fmt: skip
     all_regions = regions(contested)
     main = max((r for r in all_regions if r.use == best), key=lambda r: r.shown.problem.live_pairs)
-    out.append(_gain(main, labels))
+    out = [
+        f"**Use `{best}`{_or(main)}.** It was the fastest in {won} of {len(contested)} problems; in {shown_by} of them "
+        "it leads every other backend by more than the noise and more than what matters.",
+        _gain(main, labels),
+    ]
     others = [r for r in all_regions if r.use != best]
     if others:
         listed = [f"`{r.use}`{_or(r)} for {labels[r.setting]}, {r.sizes}" for r in others[:4]]

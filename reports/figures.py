@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from benchmarks.harness.record import Problem
 from benchmarks.harness.statistics import MARGIN
 from reports import forests, plots
-from reports.analyse import Contest, Curve, Pair
+from reports.analyse import BASELINE, Contest, Pair
+from reports.curves import Curve
 from reports.forests import Bands
 from reports.load import Cell, Family, Place, Setting, setting
-from reports.plots import Drawing
+from reports.panel import Drawing
 
 ROWS_A_FIGURE = 18
 
@@ -48,21 +49,27 @@ class Material:
 def sheets(m: Material) -> list[Sheet]:
     """All sheets of a place, empty ones left out."""
     ns, ws, ks = m.curves["N"], m.curves["W"], m.curves["K"]
-    strip = "The strip above a panel says where a backend has no time, and why (* = predicted, not tried); a ring marks its end."
+    strip = "The strip above a panel says where a backend has no time, and why (* = predicted, not tried)."
+    notes = {
+        "time": f"Median per call; shaded bars are 95% intervals. {strip} A ring marks where a line ends.",
+        "memory": "Most bytes above the inputs in one call. Dashed: the pair tensor p that every backend is handed. "
+        "Dotted: each backend's own memory model.",
+        "limit": "Floor time of the operation (its fewest bytes and FLOPs, at the measured ceilings) over measured "
+        "time; 100% cannot be beaten.",
+        "base": f"Paired ratios with 95% intervals, one row a problem; right of 1 is faster than {BASELINE}.",
+        "gate": "Every cell's worst relative error against float64, as a share of its tolerance.",
+    }
     found = [
-        Sheet("Time against N", f"Median per call; shaded bars are 95% intervals. {strip}", list(_curves(m, ns, "time"))),
-        Sheet("Memory against N", "Most bytes above the inputs in one call. Dashed: the pair tensor p that every backend is "
-              "handed. Dotted: each backend's own memory model.", list(_curves(m, ns, "memory"))),
-        Sheet("Distance from the machine's limit", "Floor time of the operation (its fewest bytes and FLOPs at the measured "
-              "ceilings) over measured time; 100% cannot be beaten.", list(_curves(m, ns, "limit"))),
+        Sheet("Time against N", notes["time"], list(_curves(m, ns, "time"))),
+        Sheet("Memory against N", notes["memory"], list(_curves(m, ns, "memory"))),
+        Sheet("Distance from the machine's limit", notes["limit"], list(_curves(m, ns, "limit"))),
         Sheet("Time against the window", "Everything but W held fixed.", list(_curves(m, ws, "time"))),
         Sheet("Time against the neighbour slots", "Everything but K held fixed.", list(_curves(m, ks, "time"))),
-        Sheet("How much faster than gather", "Paired ratios with 95% intervals, one row a problem.", list(_forests(m, "base"))),
-        Sheet("The fastest against the next best", "Hollow: not resolved, or the same.", list(_forests(m, "winner"))),
-        Sheet("Are the results right", "Every cell's worst relative error against float64, as a share of its tolerance.",
-              list(_gates(m))),
+        Sheet(f"How much faster than {BASELINE}", notes["base"], list(_forests(m, "base"))),
+        Sheet("The fastest against the next best", "Hollow: not shown to be faster.", list(_forests(m, "winner"))),
+        Sheet("Are the results right", notes["gate"], list(_gates(m))),
         Sheet("How noisy was it", "The same backend twice in one group: 1 is the truth.", list(_noise(m))),
-    ]  # fmt: skip
+    ]
     return [s for s in found if s.drawings]
 
 
@@ -79,16 +86,21 @@ def _curves(m: Material, curves: Sequence[Curve], kind: str) -> Iterator[Drawing
             continue
         against = {"N": "N", "W": "window W", "K": "neighbour slots K"}[curve.axis]
         subtitle = "; ".join(p for p in (curve.family.label, curve.fixed_label, m.place.label) if p)
-        yield plots.curve_drawing(
-            curve, quantity, name=_stem(kind, curve.axis, _where(m, curve.setting), curve.family.kind, curve.family.atoms,
-                                        curve.family.style, *(v for _, v in curve.fixed), _tag(m.place)),
-            title=f"{word} against {against}: {m.labels[curve.setting]}", subtitle=subtitle, names=m.names,
-            with_memory_model=kind == "memory",
-        )  # fmt: skip
+        fixed = (v for _, v in curve.fixed)
+        family = curve.family
+        stem = _stem(
+            kind, curve.axis, _where(m, curve.setting), family.kind, family.atoms, family.style, *fixed, _tag(m.place)
+        )
+        title = f"{word} against {against}: {_short(m, curve.setting)}"
+        yield plots.CurvePlot(curve, quantity, m.names).drawing(name=stem, title=title, subtitle=subtitle)
 
 
 def _where(m: Material, s: Setting) -> str:
     return _stem(m.labels[s].replace(" + ", " "))
+
+
+def _short(m: Material, s: Setting) -> str:
+    return m.labels[s].replace("forward + backward", "fwd + bwd").replace("forward", "fwd")
 
 
 def _tag(place: Place) -> str:
@@ -101,20 +113,25 @@ def _forests(m: Material, kind: str) -> Iterator[Drawing]:
         if len(c.ranked) > 1:
             by_family[(setting(c.problem), c.winner.family)].append(c)
     for (where, family), rows in by_family.items():
-        rows.sort(key=lambda c: (c.problem.k_cap is not None, c.problem.window != 32, c.problem.n_atom, c.problem.window,
-                                 c.problem.n_neighbor))  # fmt: skip
+        rows.sort(key=_row_order)
         labels = _row_labels([c.problem for c in rows])
         for part, start in enumerate(range(0, len(rows), ROWS_A_FIGURE)):
             chosen, shown = rows[start : start + ROWS_A_FIGURE], labels[start : start + ROWS_A_FIGURE]
             draw = forests.baseline_drawing if kind == "base" else forests.winner_drawing
-            title = "Speed against gather" if kind == "base" else "Fastest against next best"
+            title = f"Speed against {BASELINE}" if kind == "base" else "Fastest against next best"
+            stem = _stem(kind, _where(m, where), family.kind, family.atoms, family.style, part or "", _tag(m.place))
             drawing = draw(
-                chosen, shown, m.bands, title=f"{title}: {m.labels[where]}", subtitle=f"{family.label}; {m.place.label}",
-                name=_stem(kind, _where(m, where), family.kind, family.atoms, family.style, part or "", _tag(m.place)),
-                names=m.names,
+                chosen, shown, m.bands, m.names, name=stem, title=f"{title}: {_short(m, where)}",
+                subtitle=f"{family.label}; {m.place.label}",
             )  # fmt: skip
             if drawing is not None:
                 yield drawing
+
+
+def _row_order(c: Contest) -> tuple[bool, bool, int, int, int]:
+    """The N axis first, then windows, then caps."""
+    p = c.problem
+    return p.k_cap is not None, p.window != 32, p.n_atom, p.window, p.n_neighbor
 
 
 def _row_labels(problems: Sequence[Problem]) -> list[str]:
@@ -134,17 +151,15 @@ def _row_labels(problems: Sequence[Problem]) -> list[str]:
 
 
 def _gates(m: Material) -> Iterator[Drawing]:
-    drawing = forests.gate_drawing(
-        m.cells, name=_stem("gate", _tag(m.place)), title="Gate errors", subtitle=m.place.label, names=m.names
-    )
+    stem = _stem("gate", _tag(m.place))
+    drawing = forests.gate_drawing(m.cells, m.names, name=stem, title="Gate errors", subtitle=m.place.label)
     if drawing is not None:
         yield drawing
 
 
 def _noise(m: Material) -> Iterator[Drawing]:
-    drawing = forests.noise_drawing(
-        m.cells, m.bands, name=_stem("noise", _tag(m.place)), title="A/A: the same code against itself",
-        subtitle=f"One row a group, sorted; {m.place.label}", names=m.names,
-    )  # fmt: skip
+    title, subtitle = "A/A: the same code against itself", f"One row a group, sorted; {m.place.label}"
+    stem = _stem("noise", _tag(m.place))
+    drawing = forests.noise_drawing(m.cells, m.bands, m.names, name=stem, title=title, subtitle=subtitle)
     if drawing is not None:
         yield drawing

@@ -129,6 +129,17 @@ def setting(p: Problem) -> Setting:
     return Setting(p.level, p.mode, p.dtype, tuple((name, getattr(p, name)) for name in sizes))
 
 
+def setting_labels(collection: Collection) -> dict[Setting, str]:
+    """A label per setting; model sizes are named only where settings of one level differ in them."""
+    found = {setting(c.record.problem) for c in collection.cells}
+    out = {}
+    for s in found:
+        peers = [dict(o.extra) for o in found if o.level == s.level]
+        differing = [f"{k} {v}" for k, v in s.extra if len({p[k] for p in peers}) > 1]
+        out[s] = ", ".join([s.label, *differing])
+    return out
+
+
 def load(paths: Sequence[Path], *, strict: bool = False) -> Collection:
     """Every record of ``paths`` (``.jsonl`` files, or folders searched for them).
 

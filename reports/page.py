@@ -12,11 +12,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import analyse, answer, figures, plots, tables, theme, words
-from reports.analyse import Contest, Crossing, Pair
-from reports.load import Cell, Collection, Place, to_frame
-from reports.plots import Picture
-from reports.tables import Table, Td
+from reports import analyse, answer, curves, figures, machine, panel, summary, tables, theme, words
+from reports.analyse import Contest, Pair
+from reports.curves import Crossing
+from reports.load import Cell, Collection, Place, setting_labels, to_frame
+from reports.panel import Picture
+from reports.table import Table, Td
 
 TEMPLATES = Path(__file__).parent / "templates"
 MANY_PAIRS = 1500
@@ -60,16 +61,16 @@ def build(collection: Collection, folder: Path, *, title: str, n_resamples: int 
     drawn = folder / "figures"
     drawn.mkdir(parents=True, exist_ok=True)
     names = sorted({c.record.backend for c in collection.cells})
-    labels = tables.labels(collection)
+    labels = setting_labels(collection)
     all_pairs = analyse.pairs(collection, n_resamples=n_resamples)
     contests = analyse.contests(collection, all_pairs)
-    curves = {axis: analyse.curves(collection, axis) for axis in ("N", "W", "K")}
+    found = {axis: curves.curves(collection, axis) for axis in ("N", "W", "K")}
     views = []
     for i, place in enumerate(collection.places):
         material = figures.Material(
             place, [c for c in collection.current if c.place == place], [c for c in contests if c.place == place],
             [p for p in all_pairs if p.place == place],
-            {axis: [c for c in found if c.place == place] for axis, found in curves.items()}, labels, names,
+            {axis: [c for c in drawn_from if c.place == place] for axis, drawn_from in found.items()}, labels, names,
         )  # fmt: skip
         views.append(_view(material, f"m{i + 1}", drawn))
     to_frame(collection).to_csv(folder / "cells.csv", index=False)
@@ -89,16 +90,17 @@ def _parquet(collection: Collection, path: Path) -> None:
 
 def _view(m: figures.Material, anchor: str, drawn: Path) -> PlaceView:
     galleries = [
-        Gallery(s.title, s.note, [plots.render(d, drawn) for d in s.drawings]) for s in figures.sheets(m)
+        Gallery(s.title, s.note, [panel.render(d, drawn) for d in s.drawings]) for s in figures.sheets(m)
     ]  # fmt: skip
-    fitted = [f for axis in ("N", "W", "K") for c in m.curves[axis] for f in analyse.fits(c)]
-    crossed = [x for axis in ("N", "W", "K") for c in m.curves[axis] for x in analyse.crossings(c, m.pairs)]
-    limits = [x for c in m.curves["N"] for x in analyse.capacities(c)]
+    fitted = [f for axis in ("N", "W", "K") for c in m.curves[axis] for f in curves.fits(c)]
+    crossed = [x for axis in ("N", "W", "K") for c in m.curves[axis] for x in curves.crossings(c, m.pairs)]
+    limits = [x for c in m.curves["N"] for x in curves.capacities(c)]
     held = [
         _ratios(f"{anchor}-ratios", m.pairs, m.contests),
         tables.exponents(f"{anchor}-exponents", fitted, m.labels),
         tables.crossings(f"{anchor}-crossovers", _first_resolved(crossed), m.labels),
         tables.starts(f"{anchor}-starts", m.cells),
+        tables.memory(f"{anchor}-memory", m.cells),
         tables.gates(f"{anchor}-gates", m.cells),
         tables.unavailable(f"{anchor}-unavailable", m.cells),
         tables.noise(f"{anchor}-noise", m.cells),
@@ -106,8 +108,9 @@ def _view(m: figures.Material, anchor: str, drawn: Path) -> PlaceView:
     regions = answer.regions(m.contests)
     return PlaceView(
         m.place, anchor, answer.headline(m.place, m.contests, m.labels),
-        tables.answer(f"{anchor}-answer", regions, m.labels), tables.capacity(f"{anchor}-fit", limits, m.labels),
-        _sure(m), galleries, held, _facts(m.cells), _place_notices(m.cells, m.contests),
+        summary.answer(f"{anchor}-answer", regions, m.labels),
+        summary.fit_matrix(f"{anchor}-fit", limits, m.labels, m.names),
+        _sure(m), galleries, held, machine.facts(m.cells), _place_notices(m.cells, m.contests),
     )  # fmt: skip
 
 
@@ -122,7 +125,7 @@ def _ratios(anchor: str, pairs: Sequence[Pair], contests: Sequence[Contest]) -> 
     if len(kept) > MANY_PAIRS:
         best = {c.problem.key: c.winner.record.backend for c in contests if c.ranked}
         kept = [p for p in kept if {p.fast, p.slow} & {best.get(p.problem.key), analyse.BASELINE}]
-        note += f" Shown: {len(kept):,} pairs with the fastest or with {analyse.BASELINE}; all {len(pairs):,} are in pairs.csv."
+        note += f" Shown: {len(kept):,} with the fastest or with {analyse.BASELINE}; pairs.csv has all {len(pairs):,}."
     kept.sort(key=lambda p: (analyse.problem_order(p.problem), p.fast, p.slow))
     table = tables.ratios(anchor, kept)
     return Table(table.anchor, table.title, table.columns, table.rows, note)
@@ -155,37 +158,9 @@ def _sure(m: figures.Material) -> list[str]:
         )
     runs = {c.record.run for c in m.cells}
     if timings and len(runs) < 3:
-        out.append(f"{len(runs)} run{'s' if len(runs) > 1 else ''} in all: intervals do not cover what another process would "
-                   "show; a headline wants three.")  # fmt: skip
+        out.append(f"{len(runs)} run{'s' if len(runs) > 1 else ''} in all: intervals do not cover what another process "
+                   "would show; a headline wants three.")  # fmt: skip
     return out
-
-
-def _facts(cells: Sequence[Cell]) -> list[tuple[str, str]]:
-    newest = max(cells, key=lambda c: c.record.provenance.utc).record.provenance
-    first = min(c.record.provenance.utc for c in cells)
-    versions = ", ".join(f"{k} {v}" for k, v in sorted(newest.versions.items()) if v)
-    absent = ", ".join(sorted(k for k, v in newest.versions.items() if not v))
-    changes = {None: "", True: " with uncommitted changes", False: ""}[newest.dirty]
-    facts = [
-        ("machine", newest.machine), ("CPU", f"{newest.cpu}, {newest.cores} cores"),
-        ("memory", words.size(newest.memory_bytes)), ("GPU", newest.gpu or words.DASH), ("driver", newest.driver or words.DASH),
-        ("versions", versions), ("not installed", absent or words.DASH), ("commit", (newest.commit or "unknown") + changes),
-        ("code", newest.code), ("measured", f"{first} to {newest.utc}"), ("command", " ".join(newest.argv)),
-        ("seed", str(newest.seed)),
-    ]  # fmt: skip
-    return facts + [(_spell(k), _value(v)) for k, v in sorted(newest.environment.items())]
-
-
-def _spell(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _value(value: object) -> str:
-    if value is None or value == [] or value == {}:
-        return words.DASH if value is None else "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{_spell(str(k))} {_value(v)}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _place_notices(cells: Sequence[Cell], contests: Sequence[Contest]) -> list[str]:
@@ -193,6 +168,9 @@ def _place_notices(cells: Sequence[Cell], contests: Sequence[Contest]) -> list[s
     codes = {c.record.provenance.code for c in cells}
     if len(codes) > 1:
         out.append(f"The cells were made by {len(codes)} different states of the code under one commit.")
+    held_back = machine.throttling(cells)
+    if held_back:
+        out.append(f"The device held its clocks back at times ({', '.join(held_back)}); see the machine's section.")
     if any(c.record.provenance.dirty for c in cells):
         out.append("The working tree had uncommitted changes: the commit alone does not say what was measured.")
     return out
@@ -225,13 +203,16 @@ def chip(backend: str, names: Sequence[str]) -> Markup:
     if backend not in names:
         return Markup("<code>{}</code>").format(backend)
     shape = theme.marker(backend, names)
-    body = '<b class="k" style="--c:var(--b{0})"><svg aria-hidden="true" viewBox="-6 -6 12 12"><use href="#k-{1}"/></svg>{2}</b>'
-    return Markup(body).format(theme.slot(backend, names), _SHAPE_IDS[shape], backend)
+    picture = '<svg aria-hidden="true" viewBox="-6 -6 12 12"><use href="#k-{1}"/></svg>'
+    return Markup('<b class="k" style="--c:var(--b{0})">' + picture + "{2}</b>").format(
+        theme.slot(backend, names), _SHAPE_IDS[shape], backend
+    )
 
 
 _SHAPES = {
     "o": "M4 0A4 4 0 1 1-4 0A4 4 0 1 1 4 0Z", "s": "M-4-4H4V4H-4Z", "D": "M0-5L5 0L0 5L-5 0Z", "^": "M0-5L5 4H-5Z",
-    "v": "M0 5L5-4H-5Z", "P": "M-2-5H2V-2H5V2H2V5H-2V2H-5V-2H-2Z", "X": "M-4-5L0-2L4-5L5-4L2 0L5 4L4 5L0 2L-4 5L-5 4L-2 0L-5-4Z",
+    "v": "M0 5L5-4H-5Z", "P": "M-2-5H2V-2H5V2H2V5H-2V2H-5V-2H-2Z",
+    "X": "M-4-5L0-2L4-5L5-4L2 0L5 4L4 5L0 2L-4 5L-5 4L-2 0L-5-4Z",
     "h": "M0-5L4.4-2.5V2.5L0 5L-4.4 2.5V-2.5Z", "<": "M-5 0L4-5V5Z", ">": "M5 0L-4-5V5Z", "p": "M0-5L5-1L3 5H-3L-5-1Z",
     "d": "M0-5L3 0L0 5L-3 0Z",
 }  # fmt: skip

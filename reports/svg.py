@@ -1,4 +1,4 @@
-"""Matplotlib's SVG made light and themable: ids that nothing refers to, metadata and excess digits go; points get titles.
+"""Matplotlib's SVG made light and themable: unused ids, metadata and excess digits go; points get hover titles.
 
 The drawing itself stays: every point that was measured is in it.
 """

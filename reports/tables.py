@@ -1,188 +1,43 @@
-"""The tables of the report, once, for HTML, Markdown and CSV alike. A missing value is a dash that says why."""
+"""The tables of the evidence: ratios, exponents, crossovers, phases, memory, gate, what was not there, noise."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.harness import statistics
 from benchmarks.harness.statistics import PowerLaw
 from reports import words
-from reports.analyse import BASELINE, Capacity, Contest, Crossing, Fit, Pair, is_predicted, median_ms
-from reports.answer import Region, against_baseline, against_next
-from reports.load import SHORT_DTYPE, Cell, Collection, Setting, setting
+from reports.analyse import Contest, Pair, median_ms
+from reports.curves import Crossing, Fit, is_predicted
+from reports.load import SHORT_DTYPE, Cell, Setting
+from reports.table import PROBLEM, Column, Table, Td, missing, name, num, problem_cells, text, verdict
 from reports.words import DASH
 
 
-@dataclass(frozen=True)
-class Td:
-    """One entry: its text, what it sorts by, why it is missing or what more there is to say, and its kind."""
-
-    text: str
-    sort: float | str | None = None
-    tip: str | None = None
-    backend: str | None = None
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    label: str
-    numeric: bool = False
-    tip: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    anchor: str
-    title: str
-    columns: tuple[Column, ...]
-    rows: list[list[Td]] = field(default_factory=list)
-    note: str = ""
-    cards: bool = False  # rows become cards on narrow screens
-
-
-def text(value: str, tip: str | None = None) -> Td:
-    return Td(value, value, tip)
-
-
-def name(backend: str, tip: str | None = None) -> Td:
-    return Td(backend, backend, tip, backend=backend)
-
-
-def missing(why: str) -> Td:
-    return Td(DASH, None, why, kind="na")
-
-
-def num(value: float | None, shown: str, why: str = "not recorded", tip: str | None = None) -> Td:
-    return missing(why) if value is None else Td(shown, value, tip, kind="num")
-
-
-def verdict(value: str) -> Td:
-    return Td(value, value, kind=f"v-{value}")
-
-
-PROBLEM = (Column("level"), Column("mode"), Column("dtype"), Column("workload"), Column("N", True), Column("W", True),
-           Column("K", True))  # fmt: skip
-
-
-def problem_cells(cell_problem) -> list[Td]:
-    p = cell_problem
-    source = f"{p.workload}, {p.atoms}" + (", blocks" if p.window_style == "blocks" else "")
-    return [
-        text(p.level), text(p.mode), text(SHORT_DTYPE[p.dtype]), text(source), num(p.n_atom, f"{p.n_atom:,}"),
-        num(p.window, str(p.window)), num(p.n_neighbor, f"{p.n_neighbor:,}", tip="capped" if p.k_cap else None),
-    ]  # fmt: skip
-
-
-def answer(anchor: str, found: Sequence[Region], labels: dict[Setting, str]) -> Table:
+def memory(anchor: str, cells: Sequence[Cell]) -> Table:
     columns = (
-        Column("where"), Column("sizes"), Column("use"), Column("time", True, "median at the largest size of the row"),
-        Column("against the next best", True), Column(f"against {BASELINE}", True),
-        Column("% of limit", True, "floor time of the operation / measured time"), Column("how sure"),
+        *PROBLEM, Column("backend"), Column("peak above the inputs", True),
+        Column("peak / p", True, "p is the pair tensor"),
+        Column("model", True), Column("measured / model", True), Column("inputs", True),
     )  # fmt: skip
     rows = []
-    for r in found:
-        shown = r.shown
-        cell = shown.winner
-        at = f"at {words.sizes(shown.problem)}"
+    for c in cells:
+        m = c.record.memory
+        if m is None:
+            continue
+        share = m.peak_bytes / m.p_bytes if m.peak_bytes is not None and m.p_bytes else None
+        fit = m.peak_bytes / m.model_bytes if m.peak_bytes is not None and m.model_bytes else None
         rows.append([
-            text(labels[r.setting]), text(f"{r.sizes}; {r.family.label}"), _use(r),
-            num(median_ms(cell), words.time(median_ms(cell)), tip=at), _next(r), _baseline(r), _limit(cell), _sure(r),
+            *problem_cells(c.record.problem), name(c.record.backend),
+            num(m.peak_bytes, words.size(m.peak_bytes or 0), "the peak was not measured", tip=m.source),
+            num(share, words.times(share or 0), "no pair tensor"), num(m.model_bytes, words.size(m.model_bytes or 0)),
+            num(fit, words.number(fit or 0, 2), "no model value"), num(m.input_bytes, words.size(m.input_bytes)),
         ])  # fmt: skip
-    return Table(anchor, "Which backend to use where", columns, rows, cards=True)
-
-
-def _use(r: Region) -> Td:
-    tie = r.alternatives
-    return Td(r.use, r.use, f"not told apart from {', '.join(tie)}" if tie else None, backend=r.use)
-
-
-def _next(r: Region) -> Td:
-    pair = against_next(r.shown)
-    if pair is None:
-        return missing("no other backend was measured in the same group")
-    other = r.shown.ranked[1].record.backend
-    ratio = pair.seen_from(r.use)
-    return Td(f"{words.ratio(ratio)} {other}", ratio.ratio, f"{pair.verdict_for(r.use)} than {other}", kind="num")
-
-
-def _baseline(r: Region) -> Td:
-    if r.use == BASELINE:
-        return missing(f"{BASELINE} itself is the fastest")
-    found = against_baseline(r)
-    if found is None:
-        return missing(f"{BASELINE} was not measured in the same group")
-    contest, pair = found
-    where = "" if contest is r.shown else f" at N {contest.problem.n_atom:,}"
-    ratio = pair.seen_from(r.use)
-    return Td(words.ratio(ratio) + where, ratio.ratio, f"at {words.sizes(contest.problem)}", kind="num")
-
-
-def _limit(cell: Cell) -> Td:
-    limit = cell.record.limit
-    if limit is None or limit.percent is None:
-        return missing("no ceiling was measured")
-    return num(limit.percent, f"{words.number(limit.percent, 2)}%", tip=f"bound by {limit.bound}")
-
-
-def _sure(r: Region) -> Td:
-    contested = [c for c in r.contests if len(c.ranked) > 1]
-    if not contested:
-        return missing("nothing to compare with")
-    pair = against_next(r.shown)
-    half = pair.speedup.half_width if pair else None
-    parts = [f"{r.resolved} of {len(contested)} resolved"]
-    if half is not None:
-        parts.append(f"±{words.percent(half)}")
-    if pair is not None and pair.noise is not None:
-        parts.append(f"noise ±{words.percent(pair.noise)}")
-    tip = f"{pair.speedup.n} blocks, Holm-adjusted p {words.p_value(pair.p_adjusted)}" if pair else None
-    return Td(", ".join(parts), r.resolved / len(contested), tip)
-
-
-def capacity(anchor: str, found: Iterable[Capacity], labels: dict[Setting, str]) -> Table:
-    columns = (
-        Column("where"), Column("backend"), Column("largest N that ran", True), Column("peak there", True),
-        Column("peak / p", True, "the pair tensor p is the unit"), Column("measured / model", True),
-        Column("first N that does not fit", True), Column("how known"),
-    )  # fmt: skip
-    rows = []
-    for c in found:
-        where = f"{labels[c.curve.setting]}; {c.curve.family.label}; {c.curve.fixed_label}"
-        m = c.largest.record.memory if c.largest else None
-        peak, p_bytes = (m.peak_bytes, m.p_bytes) if m else (None, None)
-        share = peak / p_bytes if peak is not None and p_bytes else None
-        fit = peak / m.model_bytes if m and peak is not None and m.model_bytes else None
-        n = c.largest.record.problem.n_atom if c.largest else None
-        rows.append([
-            text(where), name(c.backend), num(n, f"{n or 0:,}", _why_none(c)), num(peak, words.size(peak or 0)),
-            num(share, words.times(share or 0)), num(fit, words.number(fit or 0, 2), "no model value"), *_end(c),
-        ])  # fmt: skip
-    note = (
-        "“Predicted”: the sweep's memory model said that it would not fit, and it was not tried. “Extrapolated”: nothing "
-        "failed; a power law through inputs and the memory model at the measured sizes reaches the device's memory there."
-    )
-    return Table(anchor, "What will fit", columns, rows, note)
-
-
-def _why_none(c: Capacity) -> str:
-    cell = c.first_oom or c.stopped
-    return (cell.record.reason or cell.record.status) if cell else "nothing was measured"
-
-
-def _end(c: Capacity) -> list[Td]:
-    if c.first_oom is not None:
-        n = c.first_oom.record.problem.n_atom
-        return [num(n, f"{n:,}", tip=c.first_oom.record.reason), text("predicted" if c.predicted else "observed")]
-    if c.extrapolated_n is not None:
-        return [num(c.extrapolated_n, f"≈ {words.short(c.extrapolated_n)}"), text("extrapolated")]
-    if c.stopped is not None:
-        return [missing(f"ended otherwise: {c.stopped.record.reason}"), text(c.stopped.record.status)]
-    return [missing("nothing failed, and too few sizes or no device memory on record to extrapolate"), text(DASH)]
+    return Table(anchor, "Memory, measured and modelled", columns, rows)
 
 
 def ratios(anchor: str, found: Sequence[Pair]) -> Table:
@@ -203,8 +58,8 @@ def ratios(anchor: str, found: Sequence[Pair]) -> Table:
 
 def exponents(anchor: str, found: Iterable[Fit], labels: dict[Setting, str]) -> Table:
     columns = (
-        Column("along"), Column("where"), Column("backend"), Column("exponent, all sizes", True), Column("points", True),
-        Column("exponent, larger half", True), Column("from", True),
+        Column("along"), Column("where"), Column("backend"), Column("exponent, all sizes", True),
+        Column("points", True),        Column("exponent, larger half", True), Column("from", True),
     )  # fmt: skip
     rows = []
     for f in found:
@@ -247,14 +102,18 @@ def crossings(anchor: str, found: Iterable[Crossing], labels: dict[Setting, str]
 def starts(anchor: str, cells: Sequence[Cell]) -> Table:
     columns = (
         *PROBLEM, Column("backend"), Column("steady state", True), Column("95% interval", True), Column("plan", True),
-        Column("first call", True), Column("calls until the first is repaid", True, "(first call + plan) / steady state"),
-        Column("stopped by"), Column("outliers", True, "Tukey's fences; labelled, never dropped"),
+        Column("first call", True),
+        Column("calls until the first is repaid", True, "(first call + plan) / steady state"),
+        Column("cache"), Column("hot", True, "median with a warm L2 cache"),
+        Column("graph", True, "median of CUDA graph replay"), Column("stopped by"),
+        Column("outliers", True, "Tukey's fences; labelled, never dropped"),
     )  # fmt: skip
     rows = []
     for c in cells:
         r, t = c.record, c.record.timing
         if t is None:
             continue
+        hot, graph = _median(t.hot_samples_ms), _median(t.graph_samples_ms)
         once = None if r.first_call_ms is None else r.first_call_ms + (r.plan_ms or 0.0)
         labels = [label for label in statistics.tukey_outliers(t.samples_ms) if label]
         repaid = once / t.median_ms if once is not None else None
@@ -262,10 +121,16 @@ def starts(anchor: str, cells: Sequence[Cell]) -> Table:
             *problem_cells(r.problem), name(r.backend), num(t.median_ms, words.time(t.median_ms)),
             num(t.ci_low_ms, f"{words.time(t.ci_low_ms)} … {words.time(t.ci_high_ms)}"),
             num(r.plan_ms, words.time(r.plan_ms or 0), "this backend has no plan"),
-            num(r.first_call_ms, words.time(r.first_call_ms or 0)), num(repaid, words.number(repaid or 0, 2)), text(t.stop),
+            num(r.first_call_ms, words.time(r.first_call_ms or 0)), num(repaid, words.number(repaid or 0, 2)),
+            text(t.cache), num(hot, words.time(hot or 0), "not measured hot"),
+            num(graph, words.time(graph or 0), "not replayed as a graph"), text(t.stop),
             num(len(labels), f"{len(labels)} of {len(t.samples_ms)}", tip=", ".join(sorted(set(labels))) or None),
         ])  # fmt: skip
     return Table(anchor, "First call and plan against steady state", columns, rows)
+
+
+def _median(samples: Sequence[float] | None) -> float | None:
+    return float(np.median(samples)) if samples else None
 
 
 def gates(anchor: str, cells: Sequence[Cell]) -> Table:
@@ -360,17 +225,6 @@ def pair_frame(found: Iterable[Pair]) -> pd.DataFrame:
          "noise": p.noise, "verdict": p.verdict}
         for p in found
     ])  # fmt: skip
-
-
-def labels(collection: Collection) -> dict[Setting, str]:
-    """A label per setting; model sizes are named only where settings of one level differ in them."""
-    found = {setting(c.record.problem) for c in collection.cells}
-    out = {}
-    for s in found:
-        peers = [dict(o.extra) for o in found if o.level == s.level]
-        differing = [f"{k} {v}" for k, v in s.extra if len({p[k] for p in peers}) > 1]
-        out[s] = ", ".join([s.label, *differing])
-    return out
 
 
 def rank_note(contests: Iterable[Contest]) -> list[str]:

@@ -89,17 +89,21 @@ def problem(
 
 
 def provenance(machine: Machine = CPU, *, commit: str = "7d4d2c7f00d5", utc: str = "2026-11-22T18:40:00Z", **changes):
-    fields = {
+    fields: dict = {
         "commit": commit, "dirty": False, "utc": utc, "machine": machine.name, "cpu": machine.cpu, "cores": 2,
         "memory_bytes": machine.memory_bytes, "gpu": machine.gpu, "driver": "580.95" if machine.gpu else None,
         "versions": {"python": "3.11.9", "torch": "2.13.0", "triton": "3.7.1", "numpy": "2.4.6", "xformers": None},
         "code": "0f3a9c", "argv": ["python", "-m", "benchmarks", "sweep"], "seed": 0,
-        "environment": {
-            "threads": 2, "load_before": 0.12, "load_after": 0.31,
-            **({"sm_clock_mhz_before": 1980, "sm_clock_mhz_after": 1965, "temperature_c_after": 61,
-                "throttle_reasons": [], "gpu_memory_bytes": machine.gpu_memory_bytes} if machine.gpu else {}),
-        },
+        "environment": {"threads": 2, "OMP_NUM_THREADS": "2"},
     }  # fmt: skip
+    state: dict = {"load_1min": 0.3, "cpu_mhz": 2450.0}
+    if machine.gpu:
+        fields["environment"] |= {"capability": "9.0", "gpu_memory_bytes": machine.gpu_memory_bytes}
+        state |= {"sm_mhz": 1965, "temperature_c": 61, "power_mw": 640_000, "throttle": ["software power cap"]}
+    fields["environment"] |= {
+        "before": state,
+        "after": {k: v * 1.01 if isinstance(v, float) else v for k, v in state.items()},
+    }
     return Provenance.model_validate(fields | changes)
 
 
@@ -179,8 +183,8 @@ def cell(
     floor_ms = 1e3 * max(floor_bytes / machine.bandwidth, floor_flops / machine.rate)
     speed = machine.speeds[backend]
     return Record(
-        **common, status="ok", gate=gate(p, seed=zlib.crc32(f"{backend}{p.key}".encode())), plan_ms=speed.plan_ms, first_call_ms=speed.first_call_ms,
-        timing=timing,
+        **common, status="ok", gate=gate(p, seed=zlib.crc32(f"{backend}{p.key}".encode())), plan_ms=speed.plan_ms,
+        first_call_ms=speed.first_call_ms,        timing=timing,
         memory=Memory(peak_bytes=int(peak * 1.04), model_bytes=peak, input_bytes=input_bytes, p_bytes=p_bytes,
                       source="torch.cuda" if machine.gpu else "torch profiler"),
         limit=Limit(floor_bytes=floor_bytes, floor_flops=floor_flops, bandwidth_bytes_per_s=machine.bandwidth,

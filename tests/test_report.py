@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from reports import analyse, answer, page, tables
+from reports import analyse, answer, curves, page, tables
 from reports.__main__ import app
 from reports.load import Collection, InputError, load
 from tests import records_factory as make
@@ -169,12 +169,12 @@ def test_exponents_and_crossover_of_known_laws(tmp_path):
         r for n in sizes for r in make.group(make.CPU, make.problem(n_atom=n), backends=["dense", "gather", "banded"])
     ]
     c = collect(tmp_path, records)
-    (curve,) = analyse.curves(c, "N")
-    slope = {f.backend: f.all_sizes for f in analyse.fits(curve)}
+    (curve,) = curves.curves(c, "N")
+    slope = {f.backend: f.all_sizes for f in curves.fits(curve)}
     assert slope["gather"].exponent == pytest.approx(1.0, abs=0.05)
     assert slope["gather"].low < 1.0 < slope["gather"].high + 0.05
     assert slope["dense"].exponent == pytest.approx(2.0, abs=0.05)
-    crossings = [x for x in analyse.crossings(curve, analyse.pairs(c)) if {x.a, x.b} == {"dense", "gather"}]
+    crossings = [x for x in curves.crossings(curve, analyse.pairs(c)) if {x.a, x.b} == {"dense", "gather"}]
     truth = 4096 * make.CPU_SPEEDS["gather"].ms_per_pair / make.CPU_SPEEDS["dense"].ms_per_pair
     if any(n > truth for n in {r.problem.n_atom for r in records if r.backend == "dense" and r.status == "ok"}):
         assert crossings[0].at.n == pytest.approx(truth, rel=0.1)
@@ -183,8 +183,8 @@ def test_exponents_and_crossover_of_known_laws(tmp_path):
 def test_capacity_tells_predicted_observed_and_extrapolated(tmp_path):
     sizes = (4096, 16384, 65536, 262144)
     records = [r for n in sizes for r in make.group(make.CUDA, make.problem(device="cuda", dtype="bfloat16", n_atom=n))]
-    (curve,) = analyse.curves(collect(tmp_path, records), "N")
-    found = {x.backend: x for x in analyse.capacities(curve)}
+    (curve,) = curves.curves(collect(tmp_path, records), "N")
+    found = {x.backend: x for x in curves.capacities(curve)}
     dense, fused = found["dense"], found["triton_fused"]
     assert dense.largest.record.problem.n_atom < dense.first_oom.record.problem.n_atom
     assert dense.predicted == ("predicted" in dense.first_oom.record.reason)
@@ -200,8 +200,9 @@ def test_capacity_tells_predicted_observed_and_extrapolated(tmp_path):
     "records",
     [
         pytest.param(make.group(make.CPU, make.problem(), backends=["gather"]), id="one cell"),
-        pytest.param([r for n in (512, 1024) for r in make.group(make.CPU, make.problem(n_atom=n), backends=["banded"])],
-                     id="one backend"),
+        pytest.param(
+            [r for n in (512, 1024) for r in make.group(make.CPU, make.problem(n_atom=n), backends=["banded"])],
+            id="one backend"),
         pytest.param([make.cell(make.CPU, b, make.problem(), group="g", status="crashed", reason="died by signal 11")
                       for b in ("gather", "flex")], id="only failures"),
         pytest.param(make.group(make.CPU, make.problem(), blocks=1), id="one block"),

@@ -107,10 +107,12 @@ def test_figures_follow_the_scheme_and_their_texts_stay_inside(visit, scheme):
             const box = svg.getBoundingClientRect();
             const out = [...svg.querySelectorAll("text")].filter(t => {
                 const r = t.getBoundingClientRect();
-                return r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1;
+                return r.left < box.left - 1 || r.right > box.right + 1 ||
+                    r.top < box.top - 1 || r.bottom > box.bottom + 1;
             }).map(t => t.textContent);
             const name = document.getElementById(svg.getAttribute("aria-labelledby").split(" ")[0])?.textContent;
-            return {name, out, width: box.width, height: box.height, ground: getComputedStyle(svg.querySelector("path")).fill};
+            const ground = getComputedStyle(svg.querySelector("path")).fill;
+            return {name, out, width: box.width, height: box.height, ground};
         })"""
     )
     assert len(found) >= 12

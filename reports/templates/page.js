@@ -2,7 +2,7 @@
 (() => {
   const value = (row, i) => {
     const cell = row.cells[i];
-    const text = cell.dataset.s ?? cell.textContent.trim();
+    const text = cell.dataset.s ?? cell.firstChild?.textContent.trim() ?? "";
     const n = Number(text.replaceAll(",", ""));
     return cell.classList.contains("na") ? null : Number.isNaN(n) ? text : n;
   };
@@ -18,7 +18,7 @@
     heads.forEach((th, i) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = th.textContent;
+      button.append(...th.childNodes);
       th.replaceChildren(button);
       button.addEventListener("click", () => {
         const down = th.getAttribute("aria-sort") === "ascending";

@@ -1,0 +1,70 @@
+"""A table before it is HTML, Markdown or CSV. A missing value is a dash that says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from benchmarks.harness.record import Problem
+from reports.load import SHORT_DTYPE
+from reports.words import DASH
+
+
+@dataclass(frozen=True)
+class Td:
+    """One entry: its text, what it sorts by, why it is missing or what more there is to say, and its kind."""
+
+    text: str
+    sort: float | str | None = None
+    tip: str | None = None
+    backend: str | None = None
+    kind: str = ""
+    detail: str = ""  # a second, quieter line
+
+
+@dataclass(frozen=True)
+class Column:
+    label: str
+    numeric: bool = False
+    tip: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    anchor: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: list[list[Td]] = field(default_factory=list)
+    note: str = ""
+    cards: bool = False  # rows become cards on narrow screens
+
+
+def text(value: str, tip: str | None = None) -> Td:
+    return Td(value, value, tip)
+
+
+def name(backend: str, tip: str | None = None) -> Td:
+    return Td(backend, backend, tip, backend=backend)
+
+
+def missing(why: str) -> Td:
+    return Td(DASH, None, why, kind="na")
+
+
+def num(value: float | None, shown: str, why: str = "not recorded", tip: str | None = None) -> Td:
+    return missing(why) if value is None else Td(shown, value, tip, kind="num")
+
+
+def verdict(value: str) -> Td:
+    return Td(value, value, kind=f"v-{value}")
+
+
+PROBLEM = (Column("level"), Column("mode"), Column("dtype"), Column("workload"), Column("N", True), Column("W", True),
+           Column("K", True))  # fmt: skip
+
+
+def problem_cells(p: Problem) -> list[Td]:
+    source = f"{p.workload}, {p.atoms}" + (", blocks" if p.window_style == "blocks" else "")
+    return [
+        text(p.level), text(p.mode), text(SHORT_DTYPE[p.dtype]), text(source), num(p.n_atom, f"{p.n_atom:,}"),
+        num(p.window, str(p.window)), num(p.n_neighbor, f"{p.n_neighbor:,}", tip="capped" if p.k_cap else None),
+    ]  # fmt: skip
