@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_common import FAR, LOG2_E, NEG_INF, centre, centred_weight, dot, pair_bias, split
+from ._triton_common import FAR, LOG2_E, NEG_INF, dot, normalise, small_dot, split_weight, spread, spread_weight
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS"])
@@ -47,7 +47,7 @@ def _backward_tile(
     w2, wt, scale2, eps, N,
     EDGE: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    KEY_PARTS: tl.constexpr, DW_PARTS: tl.constexpr,
+    KEY_PARTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """BM queries from atom ``m0`` on x the program's BN keys: dp and dQ's share written, ``(dk, dv, dw)`` updated."""
     BK: tl.constexpr = BN // KEY_PARTS
@@ -65,7 +65,7 @@ def _backward_tile(
     origin = SLOTS.to(tl.int64) * m0
     P += origin * C
     DP += origin * C
-    offset = (tl.reshape(pair_tile, [PAIRS]) * C)[:, None] + c[None, :]
+    offset = (tl.reshape(pair_tile, [PARTS, PAIRS // PARTS]) * C)[:, :, None] + c[None, None, :]
     head_mask = (h < H)[:, None, None] & (d < D)[None, None, :]
     stat_off = l[None, :] * H + h[:, None]
     q_off = l[None, :, None] * (H * D) + h[:, None, None] * D + d[None, None, :]
@@ -74,7 +74,7 @@ def _backward_tile(
         stop = tl.load(STOP + l, mask=present, other=0)
         inside = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
         live = inside
-        keep = tl.reshape(inside, [PAIRS])[:, None] & (c < C)[None, :]
+        keep = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
         p = tl.load(P + offset, mask=keep, other=0.0)
         stat_mask = present[None, :] & (h < H)[:, None]
         q_mask = present[None, :, None] & head_mask
@@ -82,7 +82,7 @@ def _backward_tile(
         if C == CP:
             p = tl.load(P + offset)
         else:
-            p = tl.load(P + offset, mask=(c < C)[None, :], other=0.0)
+            p = tl.load(P + offset, mask=(c < C)[None, None, :], other=0.0)
         stat_mask = (h < H)[:, None]
         q_mask = head_mask
     if EDGE or HP != H or DH != D:
@@ -103,15 +103,16 @@ def _backward_tile(
             live = tl.load(MASK + pair_tile) != 0
 
     # scores again, transposed: [key part and head, keys, queries], so that A and dS are dV's and dK's left operands
-    bias, rstd = pair_bias(p, w2, eps, C, CP, HP, PAIRS)
-    bias_kq = tl.reshape(bias, [BM, BN, HP])
+    x, rstd = normalise(p, eps, C, CP)
+    y = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, PAIRS // PARTS, HP, 2]), 3)
+    bias = tl.reshape(y * rstd[:, :, None], [BM, BN, HP])
     if EDGE or HAS_MASK:
-        bias_kq = tl.where(live[:, :, None], bias_kq, NEG_INF)
-    bias_kq = tl.reshape(tl.permute(tl.reshape(bias_kq, [BM, KEY_PARTS, BK, HP]), (1, 3, 2, 0)), [G, BK, BM])
-    s = dot(k, tl.permute(q, (0, 2, 1))) * scale2 + bias_kq
-    a = tl.exp2(s - lse[:, None, :])
+        bias = tl.where(live[:, :, None], bias, NEG_INF)
+    bias = tl.reshape(tl.permute(tl.reshape(bias, [BM, KEY_PARTS, BK, HP]), (1, 3, 2, 0)), [G, BK, BM])
+    s = dot(k, tl.permute(q, (0, 2, 1)), bias)
+    a = tl.exp2(s * scale2 - lse[:, None, :])
     dv = dot(a.to(do.dtype), do, dv)
-    ds = a * (dot(v, tl.permute(do, (0, 2, 1))) - delta[:, None, :])
+    ds = a * dot(v, tl.permute(do, (0, 2, 1)), tl.broadcast_to(-delta[:, None, :], [G, BK, BM]))
     ds_q = ds.to(q.dtype)
     dk = dot(ds_q, q, dk)
     dq = tl.sum(tl.reshape(dot(tl.permute(ds_q, (0, 2, 1)), k), [KEY_PARTS, HP, BM, DH]), 0)
@@ -120,7 +121,9 @@ def _backward_tile(
     dq_mask = (hq < H)[:, None, None] & (d < D)[None, None, :]
     if EDGE:
         dq_mask = dq_mask & present[None, :, None]
-    if ATOMIC:
+    if ATOMIC and not EDGE and HP == H and DH == D:
+        tl.atomic_add(DQ + dq_off, dq, sem="relaxed")
+    elif ATOMIC:
         tl.atomic_add(DQ + dq_off, dq, mask=dq_mask, sem="relaxed")
     else:  # the row's slot of this key block: every slot of a row is written exactly once
         first = tl.load(START + l, mask=present, other=0)
@@ -129,21 +132,21 @@ def _backward_tile(
         slot = (pid - first // BN).to(tl.int64)
         tl.store(DQ + slot[None, :, None] * N * (H * D) + dq_off, dq, mask=dq_mask & meets[None, :, None])
 
-    # LayerNorm backward of a row x with weight centred over c: dx = rstd (dS Wc^T) - rstd^2 (x - mean) sum_h(dS bias)/C
-    ds_p = tl.reshape(tl.permute(tl.reshape(ds, [KEY_PARTS, HP, BK, BM]), (3, 0, 2, 1)), [PAIRS, HP])
-    g = ds_p * rstd[:, None]
-    u = tl.sum(g * bias, 1) * rstd * (1.0 / (C * LOG2_E))
-    g2 = split(g, ptype)
-    g4 = tl.reshape(tl.broadcast_to(g2[:, :, :, None], [PAIRS, HP, 2, 2]), [PAIRS, 4 * HP])
-    dp = (dot(g4, wt) - centre(p, C, CP) * u[:, None]).to(DP.dtype.element_ty)
+    # LayerNorm backward of a normalised row x under a weight centred over c, with G = dS Wc^T:
+    # dp = rstd (G - x <x, G> / C); dWc = x^T dS
+    ds_p = tl.permute(tl.reshape(ds.to(ptype), [KEY_PARTS, HP, BK, BM]), (3, 0, 2, 1))
+    ds_p = tl.reshape(ds_p, [PARTS, PAIRS // PARTS, HP])
+    x = x * rstd[:, :, None]
+    g = small_dot(spread(ds_p, wt.shape[0] // HP), wt)
+    dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
+    dp = dp.to(ptype)
     if EDGE:
         tl.store(DP + offset, dp, mask=keep)
     elif C == CP:
         tl.store(DP + offset, dp)
     else:
-        tl.store(DP + offset, dp, mask=(c < C)[None, :])
-    pt = tl.permute(tl.reshape(p, [DW_PARTS, PAIRS // DW_PARTS, CP]), (0, 2, 1))
-    dw = dot(pt, tl.reshape(g2, [DW_PARTS, PAIRS // DW_PARTS, 2 * HP]), dw)
+        tl.store(DP + offset, dp, mask=(c < C)[None, None, :])
+    dw = dot(tl.permute(x.to(ptype), (0, 2, 1)), spread(ds_p, 2), dw)
     return dk, dv, dw
 
 
@@ -153,13 +156,13 @@ def backward_band(
     N, SLOTS, mask_per_item, dq_parts, scale, eps,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, HAS_MASK: tl.constexpr, PEEL: tl.constexpr, ATOMIC: tl.constexpr,
-    KEY_PARTS: tl.constexpr, DW_PARTS: tl.constexpr,
+    KEY_PARTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """BN keys x all queries that see them: dK and dV stay in registers, dp is written once, dQ is added or slotted.
 
     The products' batch axis is (key part, head), one warp each. ``QUERIES [4, blocks]`` holds per key block the first
     and last + 1 query that sees any of its keys, and those that see all of them. ``DW [B, blocks, CP, HP]``: partial
-    sums of ``p^T (rstd dS)``, centred and split into dgamma and dW by the caller.
+    sums of dWc, centred and split into dgamma and dW by the caller.
     """
     pid = tl.program_id(0)
     blocks = tl.num_programs(0)
@@ -171,11 +174,8 @@ def backward_band(
     d = tl.arange(0, DH)
     n = pid * BN + tl.arange(0, BN)
     ptype = P.dtype.element_ty
-    wc = centred_weight(W, GAMMA, H, C, HP, CP)
-    w2 = tl.reshape(split(wc * LOG2_E, ptype), [CP, 2 * HP])
-    # g_hi w_hi + g_hi w_lo + g_lo w_hi + g_lo w_lo as one product of depth 4 HP
-    wt = tl.permute(split(tl.trans(wc), ptype), (0, 2, 1))
-    wt = tl.reshape(tl.broadcast_to(wt[:, None, :, :], [HP, 2, 2, CP]), [4 * HP, CP])
+    w2 = split_weight(W, GAMMA, 1.0 / scale, H, C, HP, CP, ptype)
+    wt = spread_weight(W, GAMMA, H, C, HP, CP, ptype)
 
     atoms = b * N * (H * D)
     Q += atoms
@@ -193,7 +193,7 @@ def backward_band(
     DQ += b * dq_parts * N * (H * D)
     dk = tl.zeros([G, BK, DH], tl.float32)
     dv = tl.zeros([G, BK, DH], tl.float32)
-    dw = tl.zeros([DW_PARTS, CP, 2 * HP], tl.float32)
+    dw = tl.zeros([PARTS, CP, 2 * HP], tl.float32)
     scale2 = scale * LOG2_E
     first = tl.load(QUERIES + pid)
     last = tl.load(QUERIES + blocks + pid)
@@ -208,25 +208,25 @@ def backward_band(
         dk, dv, dw = _backward_tile(
             m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, n, pid, last, SLOTS,
             w2, wt, scale2, eps, N,
-            True, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, KEY_PARTS, DW_PARTS,
+            True, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, KEY_PARTS, PARTS,
         )  # fmt: skip
     if PEEL:
         for m0 in range(edge_end, inner_end, BM):
             dk, dv, dw = _backward_tile(
                 m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, n, pid, last, SLOTS,
                 w2, wt, scale2, eps, N,
-                False, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, KEY_PARTS, DW_PARTS,
+                False, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, KEY_PARTS, PARTS,
             )  # fmt: skip
         for m0 in range(inner_end, last, BM):
             dk, dv, dw = _backward_tile(
                 m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, n, pid, last, SLOTS,
                 w2, wt, scale2, eps, N,
-                True, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, KEY_PARTS, DW_PARTS,
+                True, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, KEY_PARTS, PARTS,
             )  # fmt: skip
 
     tl.store(DK + k_off, (dk * scale).to(DK.dtype.element_ty), mask=k_mask)
     tl.store(DV + k_off, dv.to(DV.dtype.element_ty), mask=k_mask)
-    total = tl.sum(tl.reshape(tl.sum(dw, 0), [CP, HP, 2]), 2)
+    total = tl.sum(tl.reshape(tl.sum(dw, 0), [CP, HP, 2]), 2) * 0.5  # dS stands there twice
     c = tl.arange(0, CP)
     DW += (b * blocks + pid) * (CP * HP)
     tl.store(DW + c[:, None] * HP + tl.arange(0, HP)[None, :], total)

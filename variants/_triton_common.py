@@ -25,51 +25,103 @@ def dot(a, b, acc=None):
 
 
 @triton.jit
-def split(x, dtype: tl.constexpr):
-    """fp32 ``x [..., ]`` as ``[..., 2]`` of ``dtype``, whose two parts sum to x to twice the bits of ``dtype``."""
-    high = x.to(dtype)
-    return tl.join(high, (x - high.to(tl.float32)).to(dtype))
-
-
-@triton.jit
-def centred_weight(W, GAMMA, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr):
-    """``Wc[c, h] = gamma[c] W[h, c]``, centred over c, ``[CP, HP]`` fp32, zero in the padding."""
-    c = tl.arange(0, CP)
-    h = tl.arange(0, HP)
-    g = tl.load(GAMMA + c, mask=c < C, other=0.0).to(tl.float32)
-    w = tl.load(W + h[None, :] * C + c[:, None], mask=(c[:, None] < C) & (h[None, :] < H), other=0.0).to(tl.float32)
-    w = w * g[:, None]
-    return tl.where(c[:, None] < C, w - tl.sum(w, 0)[None, :] / C, 0.0)
-
-
-@triton.jit
 def centring(C: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
-    """``I - 11ᵀ/C`` on the first C channels: exact in fp16 and bf16, because C is a power of two."""
+    """``I - 11ᵀ/C`` on the first C channels: exact in fp16 and bf16, because C is a power of two.
+
+    In integer arithmetic throughout, like ``split_weight``: a comparison or a join in the history of a product's operand
+    makes the compiler choose a fragment layout that takes three moves per tensor-core instruction.
+    """
     i = tl.arange(0, CP)
-    eye = tl.where(i[:, None] == i[None, :], 1.0, 0.0) - 1.0 / C
-    return tl.where((i[:, None] < C) & (i[None, :] < C), eye, 0.0).to(dtype)
+    eye = 1 - tl.minimum(tl.abs(i[:, None] - i[None, :]), 1)
+    real = tl.minimum(tl.maximum(C - i, 0), 1)
+    return ((eye.to(tl.float32) - 1.0 / C) * (real[:, None] * real[None, :]).to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def split_weight(W, GAMMA, factor, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
+    """``factor Wc`` as ``[CP, 2 HP]``: column 2 h + part holds the high (0) or the low part (1) of head h in ``dtype``."""
+    c = tl.arange(0, CP)
+    column = tl.arange(0, 2 * HP)
+    real_c = tl.minimum(tl.maximum(C - c, 0), 1).to(tl.float32)
+    real_h = tl.minimum(tl.maximum(H - column // 2, 0), 1).to(tl.float32)
+    at_c = tl.minimum(c, C - 1)
+    g = tl.load(GAMMA + at_c).to(tl.float32) * real_c
+    w = tl.load(W + tl.minimum(column // 2, H - 1)[None, :] * C + at_c[:, None]).to(tl.float32)
+    w = w * g[:, None] * real_h[None, :]
+    w = (w - tl.sum(w, 0)[None, :] / C) * real_c[:, None] * factor
+    high = w.to(dtype).to(tl.float32)
+    part = (column % 2).to(tl.float32)[None, :]
+    return (high * (1.0 - part) + (w - high) * part).to(dtype)
+
+
+@triton.jit
+def spread_weight(W, GAMMA, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
+    """Wc transposed, ``[HP TIMES, CP]``: row ``TIMES h`` its high part, the next its low part, then zeros.
+
+    Against dS spread the same way (each head TIMES times) this is dS Wc^T with Wc to twice the bits of ``dtype``, in
+    the depth of 16 that a tensor-core product has anyway.
+    """
+    TIMES: tl.constexpr = max(2, 16 // HP)
+    c = tl.arange(0, CP)
+    row = tl.arange(0, HP * TIMES)
+    real_c = tl.minimum(tl.maximum(C - c, 0), 1).to(tl.float32)
+    real_h = tl.minimum(tl.maximum(H - row // TIMES, 0), 1).to(tl.float32)
+    at_c = tl.minimum(c, C - 1)
+    g = tl.load(GAMMA + at_c).to(tl.float32) * real_c
+    w = tl.load(W + tl.minimum(row // TIMES, H - 1)[:, None] * C + at_c[None, :]).to(tl.float32)
+    w = w * g[None, :] * real_h[:, None]
+    w = (w - tl.sum(w, 1)[:, None] / C) * real_c[None, :]
+    high = w.to(dtype).to(tl.float32)
+    part = row % TIMES
+    is_high = (1 - tl.minimum(part, 1)).to(tl.float32)[:, None]
+    is_low = (1 - tl.minimum(tl.abs(part - 1), 1)).to(tl.float32)[:, None]
+    return (high * is_high + (w - high) * is_low).to(dtype)
+
+
+@triton.jit
+def spread(x, TIMES: tl.constexpr):
+    """``x [parts, rows, heads]`` with every head ``TIMES`` times in a row."""
+    parts: tl.constexpr = x.shape[0]
+    rows: tl.constexpr = x.shape[1]
+    heads: tl.constexpr = x.shape[2]
+    return tl.reshape(tl.broadcast_to(x[:, :, :, None], [parts, rows, heads, TIMES]), [parts, rows, heads * TIMES])
+
+
+@triton.jit
+def small_dot(x, w):
+    """``x [parts, rows, depth] @ w [depth, cols]``, one part a warp.
+
+    The batch axis keeps Hopper from taking its asynchronous warp-group instruction, whose waits cost more than these
+    small products.
+    """
+    return dot(x, tl.broadcast_to(w[None, :, :], [x.shape[0], w.shape[0], w.shape[1]]))
 
 
 @triton.jit
 def centre(p, C: tl.constexpr, CP: tl.constexpr):
-    """Pair rows minus their mean over the channels, ``[pairs, CP]`` fp32."""
+    """Pair rows minus their mean over the channels, ``[parts, rows, CP]`` fp32."""
     if p.dtype == tl.float32:
-        x = p - tl.sum(p, 1)[:, None] * (1.0 / C)
+        x = p - tl.sum(p, 2)[:, :, None] * (1.0 / C)
         if CP != C:
-            x = tl.where(tl.arange(0, CP)[None, :] < C, x, 0.0)
+            x = tl.where(tl.arange(0, CP)[None, None, :] < C, x, 0.0)
         return x
-    return dot(p, centring(C, CP, p.dtype))
+    return small_dot(p, centring(C, CP, p.dtype))
 
 
 @triton.jit
-def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr, PAIRS: tl.constexpr):
-    """``(bias [pairs, HP], rstd [pairs])`` of pair rows ``p [pairs, CP]``; ``w2 [CP, 2 HP]`` is Wc split in two.
+def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr):
+    """``(p - mean, rstd [parts, rows])`` of pair rows: the variance is the centred rows', the one-pass form loses digits."""
+    x = centre(p, C, CP)
+    return x, tl.rsqrt(tl.sum(x * x, 2) * (1.0 / C) + eps)
+
+
+@triton.jit
+def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
+    """``bias [parts, rows, HP]`` of pair rows ``p [parts, rows, CP]``; ``w2``: ``split_weight``.
 
     ``LayerNorm(p) @ W = rstd (p - mean) @ (gamma W) + beta W = rstd (p @ Wc) + const``: centring the weight once spares
-    centring p for the product, and the constant leaves the softmax as it was. The variance is taken from the centred
-    rows (the one-pass form loses digits where the mean is large).
+    centring p for the product, and the constant leaves the softmax as it was.
     """
-    x = centre(p, C, CP)
-    rstd = tl.rsqrt(tl.sum(x * x, 1) * (1.0 / C) + eps)
-    y = tl.sum(tl.reshape(dot(p, w2), [PAIRS, HP, 2]), 2)
-    return y * rstd[:, None], rstd
+    _, rstd = normalise(p, eps, C, CP)
+    y = tl.sum(tl.reshape(small_dot(p, w2), [p.shape[0], p.shape[1], HP, 2]), 3)
+    return y * rstd[:, :, None]

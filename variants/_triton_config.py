@@ -9,13 +9,22 @@ import torch
 
 @dataclass(frozen=True)
 class Config:
-    """``rows`` queries x ``cols`` keys per tile; ``peel`` splits off the interior tiles, which need no masks."""
+    """``rows`` queries x ``cols`` keys per tile; ``peel`` splits off the interior tiles, which need no masks.
+
+    ``max_registers`` holds the compiler to what lets one more program share a multiprocessor.
+    """
 
     rows: int
     cols: int
     num_warps: int
     num_stages: int
     peel: bool = True
+    max_registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """What the compiler takes."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages} | limit
 
 
 def forward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_dim: int, c_pair: int) -> Config:

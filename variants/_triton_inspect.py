@@ -72,6 +72,7 @@ def inspect(
     arch: int,
     num_warps: int,
     num_stages: int,
+    maxnreg: int | None = None,
 ) -> Inspection:
     """Compile ``kernel`` (a ``triton.jit`` function) for ``sm_<arch>`` and read the result.
 
@@ -87,9 +88,8 @@ def inspect(
     wide = [n for n in signature if signature[n].startswith("*") or signature[n].endswith(":16")]
     attrs = {(at[n],): [["tt.divisibility", 16]] for n in wide}
     source = ASTSource(kernel, types, {(at[n],): v for n, v in constants.items()}, attrs)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps, "num_stages": num_stages}
-    )
+    options = {"num_warps": num_warps, "num_stages": num_stages} | ({"maxnreg": maxnreg} if maxnreg else {})
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     return _read(kernel.__name__, built.asm["cubin"], built.metadata.shared, arch, num_warps)
 
 

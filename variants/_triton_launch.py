@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ._band import BandPlan
+from ._remember import remembered
 from ._triton_config import Config, backward_config, forward_config
 
 
@@ -41,22 +42,27 @@ class Problem:
 
 @dataclass(frozen=True)
 class Rows:
-    """A band plan's rows as int32 on the device."""
+    """A band plan's rows as int32, and per key-block size the query ranges that were asked for so far."""
 
     base: Tensor
     start: Tensor
     stop: Tensor
+    queries: dict[int, Tensor] = field(default_factory=dict)
 
 
+@remembered
 def rows_of(plan: BandPlan) -> Rows:
-    return plan.derive("triton rows", lambda: Rows(plan.base.int(), plan.start.int(), plan.stop.int()))
+    return Rows(plan.base.int(), plan.start.int(), plan.stop.int())
 
 
 def queries_of(plan: BandPlan, cols: int) -> Tensor:
     """Int32 ``[4, blocks]`` per block of ``cols`` keys: first and last + 1 query that sees some of its keys, and such
     that every query from the third to the fourth sees all of them (an empty range where rows are dead or not in order).
     """
-    return plan.derive(("triton queries", cols), lambda: _queries(plan, cols))
+    made = rows_of(plan).queries
+    if cols not in made:
+        made[cols] = _queries(plan, cols)
+    return made[cols]
 
 
 def _queries(plan: BandPlan, cols: int) -> Tensor:
@@ -98,7 +104,7 @@ def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> t
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop,
         problem.mask, o, lse, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
         **problem.dims(), BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, PEEL=config.peel,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        PARTS=config.num_warps, **config.options(),
     )  # fmt: skip
     return o, lse
 
@@ -130,7 +136,7 @@ def backward(
         grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, dp, dw_parts,
         n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
         **dims, BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, PEEL=config.peel, ATOMIC=not deterministic,
-        KEY_PARTS=key_parts, DW_PARTS=config.num_warps, num_warps=config.num_warps, num_stages=config.num_stages,
+        KEY_PARTS=key_parts, PARTS=config.num_warps, **config.options(),
     )  # fmt: skip
     dq = torch.empty_like(q)
     backward_finish[(n, b)](
