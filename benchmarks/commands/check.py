@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..harness import arms
 from ..harness import sweep as harness
+from ..harness.host import Host
 from ..harness.measure import Options
 from ..harness.record import Record
 from . import console as show
@@ -51,18 +52,17 @@ def check(
       python -m benchmarks check -b ./my_backend.py -n 512 --window 16 --level attention,block,stack
     """
     backends = arms.expand(list(opt.words(backend)))
-    wanted = opt.axes(
-        workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
-        dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device),
-        seed=seed, default_workload=("ubiquitin",),
-    )  # fmt: skip
-    groups = harness.plan(wanted, backends)
-    settings = opt.settings(
-        out=None, options=Options(speed=False, memory=False, gate_pairs=rows), threads=threads, seed=seed
-    )
     out = show.console(stderr=as_json)
-    with show.Live(out) as live:
-        outcome = harness.Sweep(groups, settings, live).run()
+    with Host(threads=threads) as host:
+        wanted = opt.axes(
+            workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
+            dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device, host),
+            seed=seed, default_workload=("ubiquitin",),
+        )  # fmt: skip
+        groups = harness.plan(wanted, backends)
+        settings = opt.settings(out=None, options=Options(speed=False, memory=False, gate_pairs=rows), seed=seed)
+        with show.Live(out) as live:
+            outcome = harness.Sweep(groups, settings, live, host).run()
     if as_json:
         print(json.dumps([record.model_dump(mode="json") for record in outcome.records]))
     out.print()

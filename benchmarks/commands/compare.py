@@ -11,6 +11,7 @@ import typer
 from ..harness import arms
 from ..harness import sweep as harness
 from ..harness.cases import BadAxis
+from ..harness.host import Host
 from ..harness.measure import Options
 from ..harness.record import Record, read
 from ..harness.statistics import MARGIN, Ratio, paired_ratio, verdict
@@ -71,16 +72,15 @@ def compare(
         specs = arms.expand([a, b])
         if len(specs) != 2:
             raise BadAxis(f"A, B: expected two different backends, got {a} and {b}")
-        wanted = opt.axes(
-            workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
-            dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device),
-            seed=seed, default_workload=("gfp",),
-        )  # fmt: skip
-        settings = opt.settings(
-            out=None, options=Options(budget_s=group_budget_s, memory=False), threads=threads, seed=seed
-        )
-        with show.Live(show.console(stderr=True)) as live:
-            found = harness.Sweep(harness.plan(wanted, specs), settings, live).run().records
+        with Host(threads=threads) as host:
+            wanted = opt.axes(
+                workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
+                dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, seed=seed,
+                device=opt.one_device(device, host), default_workload=("gfp",),
+            )  # fmt: skip
+            settings = opt.settings(out=None, options=Options(budget_s=group_budget_s, memory=False), seed=seed)
+            with show.Live(show.console(stderr=True)) as live:
+                found = harness.Sweep(harness.plan(wanted, specs), settings, live, host).run().records
         names = [arms.name_of(spec) for spec in specs]
     results = pairs(found, names[0], names[1])
     if as_json:

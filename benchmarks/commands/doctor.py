@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..harness.process import Worker
-from ..harness.sweep import CEILINGS_LIMIT_S, START_LIMIT_S
+from ..harness.host import Host
 from . import console as show
 from . import options as opt
 
@@ -27,41 +26,33 @@ def doctor(
 
     Always exits with 0 unless the bench itself is broken: a backend that cannot run here is a fact, not a fault.
     """
-    found = examine(opt.words(device), rates=rates)
+    with Host() as host:
+        found = examine(host, opt.words(device), rates=rates)
     if as_json:
         print(json.dumps(found))
     else:
         render(found, show.console())
 
 
-def examine(devices: tuple[str, ...] = (), *, rates: bool = True) -> dict[str, Any]:
+def examine(host: Host, devices: tuple[str, ...] = (), *, rates: bool = True) -> dict[str, Any]:
     """Ask a worker: the machine, availability by device, backend, dtype and mode, and the measured ceilings."""
-    with Worker() as worker:
-        there = _ask(worker, "devices", "devices")
-        present = [name for name in ("cpu", "cuda") if there[name]]
-        for name in devices:
-            if name not in ("cpu", "cuda"):
-                raise opt.BadAxis(f"--device: expected cpu or cuda, got {name!r}")
-            if name not in present:
-                raise opt.BadAxis(f"--device: cuda was asked for, torch {there['torch']} finds no CUDA device here")
-        result: dict[str, Any] = {"devices": {}}
-        for name in devices or present:
-            result["devices"][name] = {
-                "machine": _ask(worker, "describe", "described", device=name)["provenance"],
-                "backends": _ask(worker, "availability", "availability", device=name)["backends"],
-                "ceilings": {
-                    dtype: _ask(worker, "ceilings", "ceilings", device=name, dtype=dtype)["ceilings"]
-                    for dtype in (("float32",) if name == "cpu" else ("float32", "bfloat16", "float16"))
-                    if rates
-                },
-            }
-    return result
+    there = host.devices()
+    present = [name for name in ("cpu", "cuda") if there[name]]
+    for name in devices:
+        if name not in ("cpu", "cuda"):
+            raise opt.BadAxis(f"--device: expected cpu or cuda, got {name!r}")
+        if name not in present:
+            raise opt.BadAxis(f"--device: cuda was asked for, torch {there['torch']} finds no CUDA device here")
+    return {"devices": {name: _facts(host, name, rates=rates) for name in devices or present}}
 
 
-def _ask(worker: Worker, what: str, answer: str, **arguments: Any) -> dict[str, Any]:
-    worker.request(what, **arguments)
-    events = list(worker.events(limit_s=max(START_LIMIT_S, CEILINGS_LIMIT_S)))
-    return next(event for event in events if event["event"] == answer)
+def _facts(host: Host, device: str, *, rates: bool) -> dict[str, Any]:
+    dtypes = ("float32",) if device == "cpu" else ("float32", "bfloat16", "float16")
+    return {
+        "machine": host.describe(device),
+        "backends": host.one("availability", "availability", device=device)["backends"],
+        "ceilings": {dtype: host.ceilings(device, dtype) for dtype in dtypes if rates},
+    }
 
 
 def render(found: dict[str, Any], out: Console) -> None:

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..harness import arms, workloads
-from ..harness.cases import ATOM_SETS, DTYPES, LEVELS, MODES, WINDOW_STYLES, Axes, BadAxis, grid
-from ..harness.process import Worker, WorkerDied, WorkerTimeout
+from ..harness.cases import ATOM_SETS, DTYPES, LEVELS, Axes, BadAxis, grid
+from ..harness.host import Host
+from ..harness.process import WorkerDied, WorkerTimeout
 from ..harness.record import MalformedRecord
-from ..harness.sweep import START_LIMIT_S, Settings
+from ..harness.sweep import Settings
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 AXES, RUN, OUTPUT = "What to measure", "How to measure", "Output"
@@ -131,15 +132,13 @@ def numbers(option: str, values: Sequence[str] | None) -> tuple[int, ...]:
     return tuple(found)
 
 
-def one_device(asked: str) -> Literal["cpu", "cuda"]:
-    """The device to use; ``auto`` and ``cuda`` ask torch, in a process of its own."""
+def one_device(asked: str, host: Host) -> Literal["cpu", "cuda"]:
+    """The device to use; for ``auto`` and ``cuda`` a worker asks torch."""
     if asked == "cpu":
         return "cpu"
     if asked not in ("cuda", "auto"):
         raise BadAxis(f"--device: expected cpu, cuda or auto; got {asked!r}")
-    with Worker() as worker:
-        worker.request("devices")
-        found = next(e for e in worker.events(limit_s=START_LIMIT_S) if e["event"] == "devices")
+    found = host.devices()
     if found["cuda"]:
         return "cuda"
     if asked == "cuda":
@@ -204,6 +203,3 @@ def out_path(out: Path) -> Path:
     if out.is_dir():
         raise BadAxis(f"--out: expected a file's path, {out} is a folder")
     return out
-
-
-__all__ = ["MODES", "WINDOW_STYLES"]

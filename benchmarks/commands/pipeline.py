@@ -16,6 +16,7 @@ from rich.console import Console
 from ..harness import arms
 from ..harness import sweep as harness
 from ..harness.cases import Axes, Group, grid
+from ..harness.host import Host
 from ..harness.measure import Options
 from ..harness.record import Record
 from . import check, doctor
@@ -25,6 +26,7 @@ from . import sweep as sweeping
 
 REPORT_S = 40.0  # kept back from a budget for drawing the page
 BENCH_S = 285.0
+GATE_SHARE = 0.3  # every cell of the sweep has its own gate too; this one goes over modes and dtypes first
 Dev = Literal["cpu", "cuda"]
 
 
@@ -48,11 +50,12 @@ def bench(
     Ends by naming the fastest backend per size. With a CUDA GPU, that is measured too. A second call goes on
     where the first ended.
     """
-    device = opt.one_device("auto")
-    programmes = [(bench_programme("cpu"), 1.0)]
-    if device == "cuda":
-        programmes = [(gpu_programme("cuda"), 0.6), (bench_programme("cpu"), 0.4)]
-    raise typer.Exit(_run(programmes, out, budget_s, threads))
+    ends = time.monotonic() + budget_s
+    with Host(threads=threads) as host:
+        programmes = [(bench_programme("cpu"), 1.0)]
+        if opt.one_device("auto", host) == "cuda":
+            programmes = [(gpu_programme("cuda"), 0.6), (bench_programme("cpu"), 1.0)]
+        raise typer.Exit(_run(programmes, out, ends, host))
 
 
 @opt.reported
@@ -67,7 +70,9 @@ def gpu(
     Doctor, gate over backends, modes and dtypes, ceilings, then bf16 over sizes and windows (attention, block,
     stack, encoder), fp32, fp16, real proteins, report. A second call goes on where the first ended.
     """
-    raise typer.Exit(_run([(gpu_programme(opt.one_device(device)), 1.0)], out, budget_s, threads))
+    ends = time.monotonic() + budget_s
+    with Host(threads=threads) as host:
+        raise typer.Exit(_run([(gpu_programme(opt.one_device(device, host)), 1.0)], out, ends, host))
 
 
 def bench_programme(device: Dev) -> Programme:
@@ -130,54 +135,53 @@ def gpu_programme(device: Dev) -> Programme:
     )
 
 
-def _run(programmes: list[tuple[Programme, float]], out: Path, budget_s: float, threads: int | None) -> int:
-    """Doctor, then each programme in its share of the time, then the report; 1 if a gate was red."""
+def _run(programmes: list[tuple[Programme, float]], out: Path, ends: float, host: Host) -> int:
+    """Doctor, then each programme in its share of the time that is left, then the report; 1 if a gate was red."""
     console = show.console()
-    ends = time.monotonic() + budget_s
     out.mkdir(parents=True, exist_ok=True)
     console.rule("doctor")
-    found = doctor.examine(rates=False)
+    found = doctor.examine(host, tuple({p.sweep[0].problem.device: None for p, _ in programmes}), rates=False)
     (out / "doctor.json").write_text(json.dumps(found, indent=1))
     doctor.render(found, console)
     records: list[Record] = []
     failed = False
-    share_ends = time.monotonic()
     for programme, share in programmes:
-        share_ends += (ends - REPORT_S - time.monotonic()) * share if share < 1 else ends - REPORT_S - share_ends
-        for name, groups, options in (
-            ("gate", programme.gate, replace(programme.options, speed=False, memory=False)),
-            ("sweep", programme.sweep, programme.options),
-        ):
-            outcome = _step(console, name, groups, options, out, share_ends, threads)
+        left = ends - REPORT_S - time.monotonic()
+        for step, part in (("gate", GATE_SHARE), ("sweep", 1.0)):
+            until = ends - REPORT_S - left * (1 - share * part)
+            outcome = _step(console, step, programme, out, until, host)
             if outcome is not None:
-                records += outcome.records if name == "sweep" else []
+                records += outcome.records if step == "sweep" else []
                 failed = failed or bool(sweeping.exit_code(outcome))
     console.print()
     console.print(show.table(records))
     for text in fastest(records):
         console.print(text)
+    host.replace()  # the report gets the machine to itself
     _report(console, out, ends)
     return opt.FAILED if failed else 0
 
 
 def _step(
-    console: Console, name: str, groups: list[Group], options: Options, out: Path, ends: float, threads: int | None
+    console: Console, step: str, programme: Programme, out: Path, until: float, host: Host
 ) -> harness.Outcome | None:
-    """One sweep within the time that is left; None if there is none."""
-    console.rule(name)
-    left = ends - time.monotonic()
+    """One sweep until a moment; None if it has come."""
+    gating = step == "gate"
+    groups = programme.gate if gating else programme.sweep
+    console.rule(f"{step} on {groups[0].problem.device}")
+    left = until - time.monotonic()
     if left < 1:
         console.print(f"No time is left for {len(groups)} problems: run the same command again.")
         return None
-    path = out / ("gate.jsonl" if name == "gate" else "records.jsonl")
-    settings = opt.settings(out=path, options=options, budget_s=left, threads=threads)
+    options = replace(programme.options, speed=False, memory=False) if gating else programme.options
+    settings = opt.settings(out=out / ("gate.jsonl" if gating else "records.jsonl"), options=options, budget_s=left)
     try:
         with show.Live(console) as live:
-            outcome = harness.Sweep(groups, settings, live).run()
+            outcome = harness.Sweep(groups, settings, live, host).run()
     except KeyboardInterrupt:
         console.print(f"\nStopped. {out} holds every cell that had ended; the same command goes on from there.")
         raise typer.Exit(opt.INTERRUPTED) from None
-    if name == "gate":
+    if gating:
         console.print(check.table(outcome.records))
     console.print(sweeping.ending(outcome, settings))
     return outcome

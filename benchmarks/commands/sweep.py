@@ -11,6 +11,7 @@ import typer
 from ..harness import arms
 from ..harness import sweep as harness
 from ..harness.cases import BadAxis
+from ..harness.host import Host
 from ..harness.measure import Options
 from ..harness.record import Status
 from . import console as show
@@ -81,30 +82,33 @@ def sweep(
         if status not in STATUSES:
             raise BadAxis(f"--retry: expected statuses out of {', '.join(STATUSES)}; got {status!r}")
     backends = arms.expand(list(opt.words(backend)))
-    wanted = opt.axes(
-        workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
-        dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device),
-        seed=seed, default_workload=("ubiquitin", "gfp"),
-    )  # fmt: skip
-    groups = harness.plan(wanted, backends)
-    if plan_only:
-        for group in groups:
-            print(show.title(group.problem), "|", ", ".join(map(arms.name_of, group.backends)))
-        return
-    settings = opt.settings(
-        out=opt.out_path(out), options=Options(budget_s=group_budget_s, try_oversized=try_oversized),
-        budget_s=budget_s, fresh=fresh, retry=frozenset(chosen), threads=threads, seed=seed,
-    )  # fmt: skip
-    outcome = run(groups, settings, as_json=as_json)
+    with Host(threads=threads) as host:
+        wanted = opt.axes(
+            workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
+            dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device, host),
+            seed=seed, default_workload=("ubiquitin", "gfp"),
+        )  # fmt: skip
+        groups = harness.plan(wanted, backends)
+        if plan_only:
+            for group in groups:
+                print(show.title(group.problem), "|", ", ".join(map(arms.name_of, group.backends)))
+            return
+        settings = opt.settings(
+            out=opt.out_path(out), options=Options(budget_s=group_budget_s, try_oversized=try_oversized),
+            budget_s=budget_s, fresh=fresh, retry=frozenset(chosen), seed=seed,
+        )  # fmt: skip
+        outcome = run(groups, settings, host, as_json=as_json)
     raise typer.Exit(exit_code(outcome))
 
 
-def run(groups: list[harness.Group], settings: harness.Settings, *, as_json: bool = False) -> harness.Outcome:
+def run(
+    groups: list[harness.Group], settings: harness.Settings, host: Host, *, as_json: bool = False
+) -> harness.Outcome:
     """Run a sweep with progress on the terminal and its table at the end."""
     out = show.console(stderr=as_json)
     try:
         with show.Live(out) as live:
-            outcome = harness.Sweep(groups, settings, live).run()
+            outcome = harness.Sweep(groups, settings, live, host).run()
     except KeyboardInterrupt:
         out.print(f"\nStopped. {settings.out} holds every cell that had ended; the same command goes on from there.")
         raise typer.Exit(opt.INTERRUPTED) from None

@@ -35,8 +35,8 @@ GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloa
 LEVEL_FACTOR = {"attention": 1.0, "block": 2.0, "stack": 4.0, "encoder": 4.0, "decoder": 4.0, "index": 0.0}
 # A single row has fewer elements to average rounding over than a whole tensor.
 ROW_FACTOR = 8.0
-# torch's LayerNorm on CPU adds up its weight's gradient in the input's own dtype: over 900,000 pairs its error is 0.2 in
-# bfloat16 and 0.04 in float16, in every backend that calls it. A missing gradient (1.0) is still caught.
+# torch's LayerNorm on CPU adds up its weight's gradient in the input's own dtype: over 900,000 pairs its error is 0.2
+# in bfloat16 and 0.04 in float16, in every backend that calls it. A missing gradient (1.0) is still caught.
 CPU_NORM_WEIGHT = {"float16": 0.1, "bfloat16": 0.5}
 SEAM = "attention"
 ROW = " (worst row)"

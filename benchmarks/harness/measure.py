@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import arms, footprint
-from .cases import INDEX_BACKEND
 from .clock import Interleaved, graphed, interleave, make_clock
 from .record import Gate, Limit, Memory, Problem, Timing
 from .statistics import median_interval
@@ -48,7 +47,15 @@ class Options:
 
 
 # The longest that a phase may take for one backend; the timing gets its budget on top.
-PHASE_LIMITS_S = {"build": 300.0, "first call": 300.0, "gate": 300.0, "plan": 120.0, "memory": 120.0, "timing": 120.0, "graph": 120.0}
+PHASE_LIMITS_S = {
+    "build": 300.0,
+    "first call": 300.0,
+    "gate": 300.0,
+    "plan": 120.0,
+    "memory": 120.0,
+    "timing": 120.0,
+    "graph": 120.0,
+}
 
 
 class DevicePoisoned(RuntimeError):
@@ -90,11 +97,15 @@ class Group:
         wanted = [name for name in backends if self._may_start(name)]
         if not wanted or not self._build(wanted):
             return
-        ready = [arm for name in wanted if (arm := self._prepare(name)) is not None]
         if not self.options.speed:
-            self._finish(ready, None)
+            for name in wanted:
+                if (arm := self._prepare(name)) is not None:
+                    self._finish([arm], None)
             return
+        ready = [arm for name in wanted if (arm := self._prepare(name)) is not None]
         timed = self._time(ready)
+        if timed is not None and self.problem.device == "cuda":
+            self._hot_and_graphed(ready)
         if timed is not None and self.problem.device == "cuda":
             for arm in ready:
                 if arm.name in timed.samples and timed.samples[arm.name][-1] < APART_LIMIT_MS:
@@ -255,6 +266,35 @@ class Group:
         torch.cuda.empty_cache()
         return found
 
+    def _hot_and_graphed(self, ready: list[_Arm]) -> None:
+        """On CUDA, two more figures beside the cold ones: with warm caches, and forward as a replayed CUDA graph."""
+        share = self.options.budget_s / 4
+        calls: dict[str, Callable[[], object]] = {arm.name: arm.case for arm in ready}
+        hot = self._extra(calls, share, "timing")
+        graphs: dict[str, Callable[[], object]] = {}
+        if self.options.graphs and self.problem.mode == "fwd":
+            for arm in ready:
+                self._enter(arm.name, "graph")
+                arm.case.release()
+                replay = graphed(arm.case)
+                if not isinstance(replay, str):
+                    graphs[arm.name] = replay
+        replayed = self._extra(graphs, share, "graph") if graphs else {}
+        for arm in ready:
+            arm.hot_samples_ms, arm.graph_samples_ms = hot.get(arm.name), replayed.get(arm.name)
+
+    def _extra(self, calls: dict[str, Callable[[], object]], budget_s: float, phase: str) -> dict[str, list[float]]:
+        self._emit(self._phase(next(iter(calls)), phase, extra_s=budget_s))
+        return interleave(
+            calls,
+            clock=make_clock(self.problem.device, cache="hot"),
+            budget_s=budget_s,
+            min_blocks=10,
+            max_blocks=30,
+            seed=self.problem.seed,
+            on_run=lambda name: self._note(name, phase),
+        ).samples
+
     def _finish(self, ready: list[_Arm], timed: Interleaved | None) -> None:
         """Look at what the last timed call of each made, then send all good cells in one event."""
         from . import gate
@@ -277,7 +317,7 @@ class Group:
         self._emit({"event": "cells", "cells": cells})
 
     def _good(self, arm: _Arm, timed: Interleaved | None) -> dict[str, Any]:
-        timing = None if timed is None else _timing(arm, timed)
+        timing = None if timed is None else _timing(arm, timed, self.problem.device)
         limit = None if timing is None else self._limit(timing.median_ms)
         return {
             "backend": arm.name,
@@ -346,7 +386,7 @@ class Group:
             raise DevicePoisoned(str(e)) from e
 
 
-def _timing(arm: _Arm, timed: Interleaved) -> Timing:
+def _timing(arm: _Arm, timed: Interleaved, device: str) -> Timing:
     samples = timed.samples[arm.name]
     interval = median_interval(samples)
     return Timing(
@@ -357,9 +397,10 @@ def _timing(arm: _Arm, timed: Interleaved) -> Timing:
         ci_high_ms=interval.median if interval.high is None else interval.high,
         half_width=timed.half_widths[arm.name],
         stop=timed.stop[arm.name],
-        cache=timed.cache,
+        cache="unspecified" if device == "cpu" else "cold",
         aa_samples_ms=timed.samples.get(arm.name + AA),
-        **arm.apart,
+        hot_samples_ms=arm.hot_samples_ms,
+        graph_samples_ms=arm.graph_samples_ms,
     )
 
 
@@ -385,4 +426,4 @@ def _json(model: Any) -> Any:
     return None if model is None else model.model_dump(mode="json")
 
 
-__all__ = ["INDEX_BACKEND", "DevicePoisoned", "Group", "Options"]
+__all__ = ["DevicePoisoned", "Group", "Options"]

@@ -61,7 +61,7 @@ def _bootstrap() -> str:
 
 
 class Worker:
-    """One child process. Use as a context manager, or call :meth:`stop`."""
+    """One child process; :meth:`close` ends it."""
 
     def __init__(self, *, threads: int | None = None, extra_env: dict[str, str] | None = None) -> None:
         self._dir = tempfile.TemporaryDirectory(prefix="atom-bench-")
@@ -88,12 +88,6 @@ class Worker:
         self._buffer = b""
         self._selector = selectors.DefaultSelector()
         self._selector.register(read_fd, selectors.EVENT_READ)
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
 
     @property
     def alive(self) -> bool:
@@ -183,15 +177,13 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def stop(self) -> None:
-        """Close the child's stdin, give it a moment, then end it."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=2)
+    def close(self) -> None:
+        """End it and give back what it held."""
         self.kill()
-        self._selector.close()
+        for stream in (self._process.stdin, self._selector):
+            with contextlib.suppress(BrokenPipeError):
+                if stream is not None:
+                    stream.close()
         os.close(self._read_fd)
         self._dir.cleanup()
 

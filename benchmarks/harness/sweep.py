@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +23,11 @@ from pydantic import ValidationError
 from . import arms
 from .cases import Axes, BadAxis, Group, resolve
 from .footprint import input_bytes, pair_bytes
+from .host import START_LIMIT_S, Host, seconds_left
 from .measure import Options
-from .process import ROOT, Worker, WorkerDied, WorkerTimeout
+from .process import ROOT, WorkerDied, WorkerTimeout
 from .record import Problem, Provenance, Record, append, read
 
-START_LIMIT_S = 180.0  # a worker's first answer: it imports torch
-CEILINGS_LIMIT_S = 180.0
 # Rough relative work, to put the small first.
 _LEVEL_WEIGHT = {"index": 0.2, "attention": 1.0, "block": 1.3, "stack": 4.0, "encoder": 6.0, "decoder": 6.0}
 _MODE_WEIGHT = {"fwd": 1.0, "fwdbwd": 3.0, "train": 3.2}
@@ -99,13 +98,15 @@ def work(problem: Problem) -> float:
 class Sweep:
     """One invocation over planned groups."""
 
-    def __init__(self, groups: list[Group], settings: Settings, observer: Observer | None = None) -> None:
+    def __init__(
+        self, groups: list[Group], settings: Settings, observer: Observer | None = None, host: Host | None = None
+    ) -> None:
         self.groups, self.settings = groups, settings
+        self.host = host or Host(threads=settings.threads)
+        self._own_host = host is None
         self.observer = observer or Observer()
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        self._worker: Worker | None = None
-        self._described: dict[str, dict[str, Any]] = {}
-        self._ceilings: dict[tuple[str, str], dict[str, Any] | None] = {}
+        self._graphs = True
         self._made: list[Record] = []
         self._deadline: float | None = None
 
@@ -135,16 +136,13 @@ class Sweep:
                         unfinished -= len(self._made) - before
         except BudgetEnded as e:
             self.observer.notice(str(e))
+        except BaseException:
+            self.host.replace()
+            raise
         finally:
-            self.close()
+            if self._own_host:
+                self.host.replace()
         return Outcome(kept + self._made, self._made, unfinished, time.monotonic() - started)
-
-    def close(self) -> None:
-        """End the worker."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker.stop()
-            self._worker = None
 
     # -- what is there -----------------------------------------------------------------------------
 
@@ -157,38 +155,17 @@ class Sweep:
         for record in read(out):
             if record.status in self.settings.retry:
                 known.pop(record.key, None)
-            elif _place(record.provenance.model_dump()) == _place(self._provenance(record.problem.device)):
+            elif _place(record.provenance.model_dump()) == _place(self.host.describe(record.problem.device)):
                 known[record.key] = record
         return known
 
-    def _provenance(self, device: str) -> dict[str, Any]:
-        """What the worker says of this machine, asked once per device."""
-        if device not in self._described:
-            for event in self._ask("describe", device=device, limit_s=START_LIMIT_S):
-                if event["event"] == "described":
-                    self._described[device] = dict(event["provenance"])  # type: ignore[arg-type]
-        return self._described[device]
-
-    def _ceiling(self, problem: Problem) -> dict[str, Any] | None:
-        """Both rates of the device for this dtype, measured once per run; None if measuring them failed."""
-        key = (problem.device, problem.dtype)
-        if key not in self._ceilings:
-            self._ceilings[key] = None
-            try:
-                for event in self._ask("ceilings", device=key[0], dtype=key[1], limit_s=CEILINGS_LIMIT_S):
-                    if event["event"] == "ceilings":
-                        self._ceilings[key] = dict(event["ceilings"])
-            except (WorkerDied, WorkerTimeout) as e:
-                self.close()
-                self.observer.notice(f"no % of limit for {key[1]} on {key[0]}: {e}")
-        return self._ceilings[key]
-
-    def _ask(self, what: str, *, limit_s: float, **arguments: object) -> Iterator[dict[str, Any]]:
-        if self._worker is None or not self._worker.alive:
-            self.close()
-            self._worker = Worker(threads=self.settings.threads)
-        self._worker.request(what, **arguments)
-        yield from self._worker.events(limit_s=limit_s, until=self._deadline)
+    def _ceilings(self, problem: Problem) -> dict[str, Any] | None:
+        """Both rates of the device for this dtype; None if measuring them failed, which costs no cell."""
+        try:
+            return self.host.ceilings(problem.device, problem.dtype)
+        except (WorkerDied, WorkerTimeout) as e:
+            self.observer.notice(f"no % of limit for {problem.dtype} on {problem.device}: {e}")
+            return None
 
     # -- one group ---------------------------------------------------------------------------------
 
@@ -198,11 +175,11 @@ class Sweep:
         while left:
             self._check_budget()
             pending = _Pending(group, left, f"{self.run_id}/{group.problem.key[:8]}-{len(left)}")
-            provenance, ceilings = self._provenance(group.problem.device), self._ceiling(group.problem)
+            provenance, ceilings = self.host.describe(group.problem.device), self._ceilings(group.problem)
             try:
                 self._measure(pending, ceilings)
             except WorkerTimeout as e:
-                if self._deadline is not None and time.monotonic() >= self._deadline:
+                if seconds_left(self._deadline) <= 0:
                     self._record(pending, provenance)
                     raise BudgetEnded(self._budget_text()) from e
                 self._blame(pending, e.in_flight, "timeout", str(e), e.stderr)
@@ -216,7 +193,7 @@ class Sweep:
         group = pending.group
         options = asdict(self._options())
         self.observer.phase(group, "", "start")
-        for event in self._ask(
+        for event in self.host.ask(
             "group",
             problem=group.problem.model_dump(mode="json"),
             source=group.source,
@@ -224,6 +201,7 @@ class Sweep:
             options=options,
             ceilings=ceilings,
             limit_s=START_LIMIT_S,
+            until=self._deadline,
         ):
             match event["event"]:
                 case "phase":
@@ -239,16 +217,17 @@ class Sweep:
 
     def _options(self) -> Options:
         """The group's own budget, cut to what is left of the sweep's."""
-        options = self.settings.options
-        if self._deadline is None:
-            return options
-        return replace(options, budget_s=min(options.budget_s, max(1.0, (self._deadline - time.monotonic()) / 3)))
+        options = replace(self.settings.options, graphs=self._graphs)
+        return replace(options, budget_s=min(options.budget_s, max(1.0, seconds_left(self._deadline) / 3)))
 
     def _blame(self, pending: _Pending, in_flight: tuple[str, str] | None, status: str, how: str, stderr: str) -> None:
         """Give the cell in flight its status. Nobody in flight, or one that has ended already: if nothing at all
         came out of this worker, the whole group is at fault, else the rest just runs again."""
-        self.close()
         name, phase = in_flight or ("", "start")
+        if phase == "graph" and self._graphs:  # an extra; without it, the cells may well be fine
+            self._graphs = False
+            self.observer.notice(f"no more CUDA graphs in this sweep: {how}, while {name} was captured")
+            return
         if name in pending.backends and name not in pending.cells:
             at_fault = [name]
         else:
@@ -293,7 +272,7 @@ class Sweep:
             return Record(**common, status="crashed", reason=reason, error=error)
 
     def _check_budget(self) -> None:
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if seconds_left(self._deadline) <= 0:
             raise BudgetEnded(self._budget_text())
 
     def _budget_text(self) -> str:
