@@ -1,0 +1,41 @@
+"""README says what is there: its tables are compared with the registry and the workloads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import variants
+from benchmarks.harness import workloads
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """Cells by first cell of the table whose header line starts with ``heading``."""
+    lines = README[README.index(f"| {heading} |") :].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first.strip("`"): rest for first, *rest in cells}
+
+
+def test_the_backend_table_lists_every_backend_with_its_devices() -> None:
+    table = rows("backend")
+    assert sorted(table) == sorted(variants.names())
+    for name, (_, devices, backward) in table.items():
+        backend = variants.load(name)
+        assert set(re.findall("cpu|cuda", devices.lower())) == set(backend.devices), name
+        assert set(re.findall("cpu|cuda", backward.lower())) == set(backend.backward), name
+
+
+def test_the_protein_table_gives_every_protein_with_its_sizes() -> None:
+    table = rows("name")
+    assert tuple(table) == tuple(workloads.names())
+    for name, (_, residues, atoms) in table.items():
+        protein = workloads.load(name, "heavy")
+        assert (protein.n_res, protein.n_atom) == tuple(int(x.replace(",", "")) for x in (residues, atoms)), name
+
+
+def test_the_commands_that_readme_names_exist() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in set(re.findall(r"`?make (\w+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
