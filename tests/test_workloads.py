@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from benchmarks.harness import record, workloads
 from benchmarks.harness import templates as tables
-from benchmarks.harness import workloads
 from benchmarks.harness.workloads import WorkloadError
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,11 @@ def test_a_system_has_its_published_size(name):
         check_layout(work)
         assert (work.name, work.atoms, work.n_res, work.chain[-1] + 1) == (name, atoms, residues, chains)
         assert work.positions is None
+
+
+def test_records_know_the_same_atom_sets_and_window_styles():
+    assert get_args(record.AtomSet) == workloads.ATOM_SETS
+    assert get_args(record.WindowStyle) == workloads.STYLES
 
 
 def check_layout(work: workloads.Workload) -> None:
