@@ -105,8 +105,6 @@ class Group:
         ready = [arm for name in wanted if (arm := self._prepare(name)) is not None]
         timed = self._time(ready)
         if timed is not None and self.problem.device == "cuda":
-            self._hot_and_graphed(ready)
-        if timed is not None and self.problem.device == "cuda":
             for arm in ready:
                 if arm.name in timed.samples and timed.samples[arm.name][-1] < APART_LIMIT_MS:
                     try:
@@ -257,7 +255,10 @@ class Group:
         hot, cold = make_clock("cuda", cache="hot"), make_clock("cuda")
         calls, _ = hot.calibrate(arm.case)
         found["hot_samples_ms"] = [hot.sample(arm.case, calls) for _ in range(APART_BLOCKS)]
-        replay = graphed(arm.case) if self.problem.mode == "fwd" else "a backward is not replayed"
+        replay = None
+        if self.options.graphs and self.problem.mode == "fwd":
+            self._enter(arm.name, "graph")
+            replay = graphed(arm.case)
         if callable(replay):
             calls, _ = cold.calibrate(replay)
             found["graph_samples_ms"] = [cold.sample(replay, calls) for _ in range(APART_BLOCKS)]
@@ -265,35 +266,6 @@ class Group:
         arm.case.release()
         torch.cuda.empty_cache()
         return found
-
-    def _hot_and_graphed(self, ready: list[_Arm]) -> None:
-        """On CUDA, two more figures beside the cold ones: with warm caches, and forward as a replayed CUDA graph."""
-        share = self.options.budget_s / 4
-        calls: dict[str, Callable[[], object]] = {arm.name: arm.case for arm in ready}
-        hot = self._extra(calls, share, "timing")
-        graphs: dict[str, Callable[[], object]] = {}
-        if self.options.graphs and self.problem.mode == "fwd":
-            for arm in ready:
-                self._enter(arm.name, "graph")
-                arm.case.release()
-                replay = graphed(arm.case)
-                if not isinstance(replay, str):
-                    graphs[arm.name] = replay
-        replayed = self._extra(graphs, share, "graph") if graphs else {}
-        for arm in ready:
-            arm.hot_samples_ms, arm.graph_samples_ms = hot.get(arm.name), replayed.get(arm.name)
-
-    def _extra(self, calls: dict[str, Callable[[], object]], budget_s: float, phase: str) -> dict[str, list[float]]:
-        self._emit(self._phase(next(iter(calls)), phase, extra_s=budget_s))
-        return interleave(
-            calls,
-            clock=make_clock(self.problem.device, cache="hot"),
-            budget_s=budget_s,
-            min_blocks=10,
-            max_blocks=30,
-            seed=self.problem.seed,
-            on_run=lambda name: self._note(name, phase),
-        ).samples
 
     def _finish(self, ready: list[_Arm], timed: Interleaved | None) -> None:
         """Look at what the last timed call of each made, then send all good cells in one event."""
@@ -317,7 +289,7 @@ class Group:
         self._emit({"event": "cells", "cells": cells})
 
     def _good(self, arm: _Arm, timed: Interleaved | None) -> dict[str, Any]:
-        timing = None if timed is None else _timing(arm, timed, self.problem.device)
+        timing = None if timed is None else _timing(arm, timed)
         limit = None if timing is None else self._limit(timing.median_ms)
         return {
             "backend": arm.name,
@@ -386,7 +358,7 @@ class Group:
             raise DevicePoisoned(str(e)) from e
 
 
-def _timing(arm: _Arm, timed: Interleaved, device: str) -> Timing:
+def _timing(arm: _Arm, timed: Interleaved) -> Timing:
     samples = timed.samples[arm.name]
     interval = median_interval(samples)
     return Timing(
@@ -397,10 +369,9 @@ def _timing(arm: _Arm, timed: Interleaved, device: str) -> Timing:
         ci_high_ms=interval.median if interval.high is None else interval.high,
         half_width=timed.half_widths[arm.name],
         stop=timed.stop[arm.name],
-        cache="unspecified" if device == "cpu" else "cold",
+        cache=timed.cache,
         aa_samples_ms=timed.samples.get(arm.name + AA),
-        hot_samples_ms=arm.hot_samples_ms,
-        graph_samples_ms=arm.graph_samples_ms,
+        **arm.apart,
     )
 
 

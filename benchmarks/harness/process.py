@@ -22,13 +22,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTE_BYTES = 256
 STDERR_TAIL_BYTES = 20_000
 _TICK_S = 0.25
 
-Event = dict[str, object]
+Event = dict[str, Any]
 
 
 class WorkerDied(RuntimeError):
