@@ -161,12 +161,13 @@ def _tile_rows(n_neighbor: int) -> int:
 
 def cost(shape: Shape, mode: Mode) -> Cost:
     """The operation's, with the products over a span of S = K + T keys instead of K; p passes once each way."""
-    rows = _tile_rows(shape.n_neighbor)
+    rows = min(_tile_rows(shape.n_neighbor), shape.n_atom)
     span = shape.n_neighbor + rows
     acc = max(shape.itemsize, shape.pair_itemsize, 4)
     products = 4 * shape.batch * shape.n_atom * span * shape.heads * shape.head_dim
     project = 2 * shape.n_pairs * (shape.heads + 2) * shape.c_pair
-    scratch = rows * (shape.n_neighbor * (2 * shape.c_pair + shape.heads + 3) + 2 * shape.heads * span) * acc
+    copies = 1 if shape.pair_itemsize == acc else 2  # of a tile of p: its squares, and itself where it must be widened
+    scratch = rows * (shape.n_neighbor * (copies * shape.c_pair + shape.heads + 3) + 2 * shape.heads * span) * acc
     by_head = shape.n_atom * shape.heads * shape.head_dim * acc
     if mode == "fwd":
         peak = scratch + 4 * by_head + shape.atom_bytes

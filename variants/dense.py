@@ -1,8 +1,8 @@
 """All N × N scores with a mask: the quadratic way, by PyTorch's own fused attention.
 
 Idea: the pair bias is projected to [B, H, N, K] and scattered into an N × N matrix that is very negative elsewhere;
-then ``scaled_dot_product_attention`` takes it as an additive mask. Simple, and fast as long as N is not much larger than
-K. A pair that is listed twice cannot be put into one matrix entry, so neighbours must be unique.
+then ``scaled_dot_product_attention`` takes it as an additive mask. Simple, and fast as long as N is not much larger
+than K. A pair that is listed twice cannot be put into one matrix entry, so neighbours must be unique.
 
 Cost: 4·N² FLOPs per channel whatever K is; the bias matrix is H·N² elements, and its gradient as many again.
 """
@@ -76,7 +76,8 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     traffic = 3 * shape.p_bytes + 3 * matrix + 3 * bias + index + 4 * shape.atom_bytes
     if mode == "fwd":
         return Cost(products + project, traffic, matrix + shape.p_bytes + 2 * bias + index + shape.atom_bytes)
-    peak = 5 * matrix + 2 * shape.p_bytes + 2 * bias + index + 8 * shape.atom_bytes
+    matrices = 3 if shape.itemsize >= 4 else 5  # half precision is widened where no fused kernel has a bias gradient
+    peak = matrices * matrix + 2 * shape.p_bytes + 2 * bias + index + 8 * shape.atom_bytes
     return Cost(3 * (products + project), 3 * traffic + 6 * matrix, peak)
 
 

@@ -26,7 +26,7 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     traffic = 3 * shape.p_bytes + 4 * gathered + 8 * scores + 4 * shape.atom_bytes
     if mode == "fwd":
         return Cost(flops, traffic, 2 * gathered + 4 * scores + shape.p_bytes + shape.atom_bytes)
-    return Cost(3 * flops, 3 * traffic, 4 * gathered + 6 * scores + 3 * shape.p_bytes + 8 * shape.atom_bytes)
+    return Cost(3 * flops, 3 * traffic, 3 * gathered + 6 * scores + 2 * shape.p_bytes + 8 * shape.atom_bytes)
 
 
 BACKEND = Backend(
