@@ -60,6 +60,12 @@ def test_blocksparse_refuses_a_neighbour_twice() -> None:
         block._attend(*problem.inputs, problem.neighbor_idx, problem.valid_mask)
 
 
+def test_blocksparse_refuses_a_layout_that_the_library_cannot_list() -> None:
+    n = 2**19 + 1
+    with pytest.raises(UnsupportedError, match="layout of at most"):
+        blocksparse.layout(torch.zeros(n, 1, dtype=torch.int64), torch.ones(n, 1, dtype=torch.bool))
+
+
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (64, 30), (150, 50), (200, 190)])
 def test_every_live_slot_lands_on_its_atom_and_every_other_cell_is_dead(n: int, k: int) -> None:
     idx, mask = band(n, k)

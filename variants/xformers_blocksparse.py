@@ -31,6 +31,7 @@ from ._xformers import library_reasons
 
 _SIDE = 32  # atoms per side of a block; the library takes 16 or more
 _FILL = -1e9  # the score of a dead cell
+_MAX_LAYOUT = 2**28  # the layout is dense, N/32 squared, and the library's nonzero on CUDA counts in 32 bits over heads
 
 
 class Layout(NamedTuple):
@@ -50,6 +51,9 @@ def layout(neighbor_idx: Tensor, valid_mask: Tensor) -> Layout:
     """The blocks that hold live pairs. Raises ``UnsupportedError`` where a row has a neighbour twice."""
     n = neighbor_idx.shape[0]
     side = -(-n // _SIDE)
+    if side * side > _MAX_LAYOUT:
+        reason = f"atoms: a layout of at most {_MAX_LAYOUT} entries is required, {n} atoms make {side * side}"
+        raise UnsupportedError([reason], who=__name__)
     live = valid_mask.any(0) if valid_mask.dim() == 3 else valid_mask
     atom = torch.where(live, neighbor_idx, 0)
     query = torch.arange(n, device=atom.device)[:, None]
