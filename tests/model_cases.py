@@ -165,7 +165,7 @@ def with_gradients(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pull_back(outputs: Sequence[Tensor], leaves: Mapping[str, Tensor], seed: int = 9) -> dict[str, Tensor]:
-    """Gradient at every floating leaf of the outputs' product with fixed random cotangents; a missing one is an error."""
+    """Gradient at every floating leaf of the outputs times fixed random cotangents; a missing one is an error."""
     rng = torch.Generator().manual_seed(seed)
     total = sum((o.double() * torch.randn(o.shape, generator=rng, dtype=torch.float64)).sum() for o in outputs)
     assert isinstance(total, Tensor)

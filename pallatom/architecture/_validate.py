@@ -139,16 +139,21 @@ def check_live_indices(neighbor_idx: Tensor, valid_mask: Tensor, *, n_atom: int)
         unchanged = version == neighbor_idx._version and mask_version == valid_mask._version
         if mask() is valid_mask and unchanged and good_n_atom == n_atom:
             return
-    live = valid_mask.any(0) if valid_mask.ndim == 3 else valid_mask
-    out_of_range = (neighbor_idx < 0).logical_or_(neighbor_idx >= n_atom).logical_and_(live)
-    if out_of_range.any():
-        atom, slot = out_of_range.nonzero()[0].tolist()
+    wrong = _out_of_range(neighbor_idx, valid_mask, n_atom)
+    if wrong.any():
+        atom, slot = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"neighbor_idx must lie in [0, N={n_atom}) wherever valid_mask is set, "
             f"got {int(neighbor_idx[atom, slot])} at [{atom}, {slot}]"
         )
     if countable:
         _good_pairs[neighbor_idx] = (neighbor_idx._version, weakref.ref(valid_mask), valid_mask._version, n_atom)
+
+
+def _out_of_range(neighbor_idx: Tensor, valid_mask: Tensor, n_atom: int) -> Tensor:
+    """Slots [N, K] that are live for some batch item and name no atom."""
+    live = valid_mask.any(0) if valid_mask.ndim == 3 else valid_mask
+    return (neighbor_idx < 0).logical_or_(neighbor_idx >= n_atom).logical_and_(live)
 
 
 def check_block(
@@ -180,16 +185,16 @@ def check_encoder(
     """The arguments of the encoder's ``forward``; the values of `tok_idx` are looked at where the index is built."""
     sizes = check_shapes(
         {
-            "3": 3,
+            "xyz": 3,
             "E": encoder.proj_fref_c.in_features - 3,
             "c_token": encoder.proj_s_init.in_features,
             "c_pair": encoder.proj_z_init.in_features,
         },
-        ref_pos=(ref_pos, "B N 3"),
+        ref_pos=(ref_pos, "B N xyz"),
         ref_element=(ref_element, "B N E"),
         s_input=(s_input, "B R c_token"),
         z_input=(z_input, "B R R c_pair"),
-        r_scaled=(r_scaled, "B N 3"),
+        r_scaled=(r_scaled, "B N xyz"),
     )
     weight = encoder.proj_fref_c.weight
     check_floats(weight, ref_pos=ref_pos, ref_element=ref_element, s_input=s_input, z_input=z_input, r_scaled=r_scaled)
