@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.harness import record, workloads
 from benchmarks.harness import templates as tables
+from benchmarks.harness.templates import BACKBONE
 from benchmarks.harness.workloads import WorkloadError
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +106,11 @@ def test_only_a_chains_last_residue_has_its_terminal_oxygen():
     ends = np.flatnonzero(np.diff(work.chain)) + 1
     extra = np.flatnonzero(sizes - table.count[sequence])
     assert extra.tolist() == [*work.tok_idx[ends - 1].tolist(), work.n_res - 1]
-    assert (work.element[[*(ends - 1), -1]] == 8).all()
+    last = np.array([*(ends - 1), work.n_atom - 1])
+    assert (work.element[last] == 8).all()
+    carbon = np.searchsorted(work.tok_idx, work.tok_idx[last]) + BACKBONE.index("C")
+    bond = np.linalg.norm(work.ref_pos[last] - work.ref_pos[carbon], axis=1)
+    assert (np.abs(bond - 1.34) < 0.05).all()  # Å, C–OXT
 
 
 def test_heavy_atoms_carry_their_elements_and_reference_coordinates():

@@ -193,6 +193,15 @@ def test_of_alternative_locations_the_fullest_is_taken(load):
         assert work.positions[4:7, 0].tolist() == [2, 2, 3]
 
 
+def test_one_alternative_is_taken_for_all_atoms_that_have_it(load):
+    rest = residue("SER", 1, only="N CA C O")
+    sides = [("A", 0.9, 0.1), ("B", 0.2, 0.95)]  # B has more in all, A more of CB
+    for letter, *occupancies in sides:
+        for atom, occupancy in zip(residue("SER", 1, only="CB OG"), occupancies):
+            rest.append(replace(atom, altloc=letter, occupancy=occupancy, xyz=("AB".index(letter), 0, 0)))
+    assert load(rest).positions[4:, 0].tolist() == [1, 1]
+
+
 def test_alternative_locations_may_be_listed_apart(load):
     first, second = residue("SER", 1), residue("GLY", 2)
     atoms = [replace(a, altloc="A", occupancy=0.6) for a in [*first, *second]]
