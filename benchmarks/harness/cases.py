@@ -70,7 +70,7 @@ def grid(base: Axes, **axes: tuple) -> Iterator[Axes]:
         yield replace(base, **dict(zip(axes, values, strict=True)))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def workload_of(source: str | None, n_atom: int | None, atoms: AtomSet, seed: int) -> Workload:
     """The atoms of one problem, loaded or made up."""
     if source is None:

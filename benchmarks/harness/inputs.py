@@ -270,6 +270,7 @@ class Case:
         self._optimizer = _adamw(inputs.weights) if inputs.problem.mode == "train" else None
 
     def __call__(self) -> None:
+        self._kept = None  # never two results at once: at a million atoms that would not fit
         self._kept = self._run(self._cotangents, **self.inputs.fixed)
         if self._optimizer is not None:
             self._step()
@@ -297,14 +298,19 @@ class Case:
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
 
-    def on_fresh_index(self) -> None:
-        """Run once on copies of the index, which no cached plan belongs to."""
-        self._kept = self._run(self._cotangents, **{name: t.clone() for name, t in self.inputs.fixed.items()})
+    def fresh_index(self) -> dict[str, Tensor]:
+        """Copies of the index and mask, which no cached plan belongs to."""
+        return {name: tensor.clone() for name, tensor in self.inputs.fixed.items()}
+
+    def run_on(self, fixed: dict[str, Tensor]) -> None:
+        """Run once on another index."""
+        self._kept = self._run(self._cotangents, **fixed)
 
     def results(self, cotangents: dict[str, Tensor] | None = None) -> dict[str, Tensor | None]:
         """Outputs by name and gradients as ``grad:NAME``: of a run against other cotangents, or, without
         them, those that the last call kept."""
         if cotangents is not None:
+            self._kept = None
             against = [cotangents[name] for name in self.inputs.outputs] if cotangents else []
             self._kept = self._run(against, **self.inputs.fixed)
         if self._kept is None:

@@ -188,12 +188,21 @@ class Group:
         return (time.perf_counter() - start) * 1e3
 
     def _plan_ms(self, case: Case) -> float | None:
-        """What an index never seen before costs, above a call whose plan is there already."""
+        """What an index never seen before costs, above a call whose plan is there already; None where the level
+        builds its index in every call, or where a second index does not fit."""
+        import torch
+
         if "neighbor_idx" not in case.inputs.fixed:
-            return None  # the level builds its index in every call
+            return None
         steady = min(self._milliseconds(case), self._milliseconds(case))
-        fresh = self._milliseconds(case.on_fresh_index)
         case.release()
+        try:
+            fixed = case.fresh_index()
+            fresh = self._milliseconds(lambda: case.run_on(fixed))
+        except (torch.OutOfMemoryError, MemoryError):
+            return None
+        finally:
+            case.release()
         return max(fresh - steady, 0.0)
 
     def _memory(self, name: str, case: Case) -> Memory:

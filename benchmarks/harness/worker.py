@@ -74,10 +74,17 @@ def _die_first(parent: int) -> None:
 def _group(
     channel: Channel, *, problem: dict, source: str | None, backends: list[str], options: dict, ceilings: dict | None
 ) -> None:
+    import gc
+
     from .device import state
     from .measure import DevicePoisoned, Group, Options
 
     asked = Problem.model_validate(problem)
+    gc.collect()  # what the group before held
+    if asked.device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
     before = state(asked.device)
     try:
         Group(asked, source, Options(**options), ceilings, channel.emit, channel.note).run(tuple(backends))

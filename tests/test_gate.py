@@ -1,0 +1,279 @@
+"""The gate tells right from wrong: planted errors turn it red, correct backends do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import variants
+from benchmarks.harness import arms, cases, expectation, gate, inputs
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+ALL = 1 << 30
+base_attend = AtomTransformerBlock._attend
+
+
+def build(max_pairs: int = ALL, **axes) -> tuple[inputs.Inputs, expectation.Expected]:
+    asked = {"n_atom": 96, "window": 8, "mode": "fwdbwd", "n_blocks": 2} | axes
+    if "workload" in axes:
+        del asked["n_atom"]
+    problem, source = cases.resolve(cases.Axes(**asked))
+    built = inputs.build(problem, source)
+    return built, expectation.expect(built, max_pairs=max_pairs)
+
+
+def planted(built: inputs.Inputs, attend) -> inputs.Case:
+    """The plain layer with another seam."""
+    twin = variants.convert(built.module, "gather")
+    block = type("Planted", (AtomTransformerBlock,), {"_attend": attend})
+    for module in twin.modules():
+        if isinstance(module, AtomTransformerBlock):
+            module.__class__ = block
+    return inputs.Case(built, twin)
+
+
+def judged(attend, max_pairs: int = ALL, **axes) -> gate.Gate:
+    built, expected = build(max_pairs, **axes)
+    return gate.check(planted(built, attend), expected)
+
+
+def red_entries(result: gate.Gate, **axes) -> set[str]:
+    problem = build(**axes)[0].problem
+    return {n for n, e in result.errors.items() if e is None or e > gate.allowed(n, problem)}
+
+
+@pytest.mark.parametrize("backend", ["gather", "banded", "dense"])
+@pytest.mark.parametrize("level", ["attention", "block", "stack", "encoder", "decoder"])
+def test_correct_backends_are_green(backend: str, level: str) -> None:
+    built, expected = build(level=level)
+    result = gate.check(inputs.Case(built, arms.converted(backend, built.module)), expected)
+    assert result.passed, gate.why_red(result, built.problem)
+    assert result.rows_checked == result.rows_total == 96
+    assert result.negative_control == pytest.approx(1.0)
+    assert any(name.startswith("grad:weight:") for name in result.errors)
+    assert ("attention" in result.errors) == (level != "attention")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_every_dtype_has_its_tolerance(dtype: str) -> None:
+    built, expected = build(dtype=dtype)
+    result = gate.check(inputs.Case(built, arms.converted("banded", built.module)), expected)
+    assert result.passed, gate.why_red(result, built.problem)
+    assert max(e for e in result.errors.values() if e is not None) > 0  # it did compare something
+
+
+@pytest.mark.parametrize("level", ["encoder", "decoder", "attention", "stack"])
+def test_a_sample_of_rows_is_exact_gradients_included(level: str) -> None:
+    """In float64 the sampled reference agrees to rounding: so no row's gradient is missing or counted twice."""
+    built, expected = build(max_pairs=4000, workload="ubiquitin", atoms="backbone", level=level, dtype="float64")
+    result = gate.check(inputs.Case(built, arms.converted("gather", built.module)), expected)
+    assert result.passed, gate.why_red(result, built.problem)
+    assert 0 < result.rows_checked < result.rows_total == 304
+    assert max(e for e in result.errors.values() if e is not None) < 1e-12
+
+
+def test_sampled_rows_hold_the_ends_and_the_chains_edges() -> None:
+    built, expected = build(max_pairs=3000, workload="1a28", atoms="backbone", mode="fwd", level="attention")
+    edge = int((torch.tensor(built.workload.chain).diff() != 0).nonzero()[0])
+    assert {0, edge, edge + 1, built.problem.n_atom - 1} <= set(expected.rows.tolist())
+
+
+@pytest.mark.parametrize("level", ["attention", "block", "stack"])
+def test_a_scaled_output_is_red_even_behind_residuals(level: str) -> None:
+    result = judged(lambda self, *x: base_attend(self, *x) * (1 + 1e-4), level=level)
+    assert not result.passed
+    seam = "output" if level == "attention" else "attention"
+    assert seam in red_entries(result, level=level)
+
+
+def test_zeros_are_red() -> None:
+    assert not judged(lambda self, q, *x: q * 0.0).passed
+    assert not judged(lambda self, q, *x: q * 0.0, level="stack").passed
+
+
+def test_a_neighbour_off_by_one_is_red() -> None:
+    def attend(self, q, k, v, p, idx, valid):
+        return base_attend(self, q, k, v, p, torch.where(valid, (idx + 1).clamp(max=q.shape[1] - 1), idx), valid)
+
+    assert not judged(attend).passed
+
+
+def test_one_dropped_neighbour_of_one_row_is_red() -> None:
+    def attend(self, q, k, v, p, idx, valid):
+        valid = valid.clone()
+        valid[40, 0] = False
+        return base_attend(self, q, k, v, p, idx, valid)
+
+    assert not judged(attend).passed
+
+
+def test_half_precision_sums_are_red_in_float32() -> None:
+    def attend(self, q, k, v, p, idx, valid):
+        half = base_attend(self, q.bfloat16(), k.bfloat16(), v.bfloat16(), p, idx, valid)
+        return half.to(q.dtype)
+
+    assert not judged(attend).passed
+
+
+def test_sums_kept_in_bfloat16_are_red_in_bfloat16() -> None:
+    """Rounding the running sum after every neighbour is what a careless kernel does."""
+
+    def attend(self, q, k, v, p, idx, valid):
+        bias = self.pair_bias(self.norm_pair(p.masked_fill(~valid[..., None], 0)))
+        scores = torch.einsum("blhd,blkhd->blkh", q, k[:, idx]) * q.shape[-1] ** -0.5 + bias
+        weights = scores.float().masked_fill(~valid[..., None], -torch.inf).softmax(2).to(q.dtype)
+        total = torch.zeros_like(q)
+        for slot in range(idx.shape[1]):
+            total = total + weights[:, :, slot, :, None] * v[:, idx[:, slot]]
+        return total
+
+    axes = {"dtype": "bfloat16", "mode": "fwd", "n_atom": 512, "window": 32}
+    assert not judged(attend, **axes).passed
+    assert judged(base_attend, **axes).passed
+
+
+class _WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 1.01
+
+
+@pytest.mark.parametrize("weight", ["pair_bias.weight", "norm_pair.weight"])
+def test_a_wrong_gradient_of_one_weight_is_red(weight: str) -> None:
+    def attend(self, q, k, v, p, idx, valid):
+        masked = p.masked_fill(~valid[..., None], 0)
+        scale, shift, project = self.norm_pair.weight, self.norm_pair.bias, self.pair_bias.weight
+        if weight == "pair_bias.weight":
+            project = _WrongGradient.apply(project)
+        else:
+            scale = _WrongGradient.apply(scale)
+        bias = torch.nn.functional.layer_norm(masked, (16,), scale, shift) @ project.mT
+        scores = torch.einsum("blhd,blkhd->blkh", q, k[:, idx]) * q.shape[-1] ** -0.5 + bias
+        weights = scores.masked_fill(~valid[..., None], -torch.inf).softmax(2)
+        return torch.einsum("blkh,blkhd->blhd", weights, v[:, idx])
+
+    result = judged(attend)
+    assert not result.passed
+    assert red_entries(result) == {f"grad:weight:{weight}"}
+
+
+def test_a_gradient_that_never_comes_is_red() -> None:
+    result = judged(lambda self, q, k, v, *x: base_attend(self, q, k, v.detach(), *x))
+    assert not result.passed
+    assert "grad:V" in red_entries(result)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_row_that_is_not_finite_is_red(value: float) -> None:
+    def attend(self, *x):
+        out = base_attend(self, *x)
+        return torch.cat([out[:, :-1], torch.full_like(out[:, -1:], value)], 1)
+
+    assert not judged(attend, mode="fwd").passed
+
+
+def test_one_wrong_row_of_many_is_red_by_its_own_error() -> None:
+    def attend(self, *x):
+        out = base_attend(self, *x)
+        out[:, 200] *= 1.3
+        return out
+
+    axes = {"n_atom": 512, "mode": "fwd", "dtype": "bfloat16"}
+    result = judged(attend, **axes)
+    assert red_entries(result, **axes) == {"output" + gate.ROW}
+
+
+def test_a_row_outside_the_sample_is_not_vouched_for_unless_it_is_not_finite() -> None:
+    built, expected = build(max_pairs=3000, n_atom=512, mode="fwd")
+    missed = next(row for row in range(512) if row not in set(expected.rows.tolist()))
+
+    def attend_with(value):
+        def attend(self, *x):
+            out = base_attend(self, *x)
+            out[:, missed] *= value
+            return out
+
+        return attend
+
+    finite = gate.check(planted(built, attend_with(2.0)), expected)
+    assert finite.passed
+    assert finite.rows_checked < finite.rows_total
+    assert not gate.check(planted(built, attend_with(float("nan"))), expected).passed
+
+
+def test_a_gradient_where_no_sampled_row_reaches_is_red() -> None:
+    def attend(self, q, k, v, p, *x):
+        leak = (p[:, 1:2].nan_to_num() - p[:, 1:2].nan_to_num().detach()).mean()
+        return base_attend(self, q, k, v, p, *x) + leak
+
+    result = judged(attend, max_pairs=3000, n_atom=512)
+    assert not result.passed
+
+
+def test_memory_that_is_never_written_is_red() -> None:
+    """The row left out would hold the run before's right answer, were memory not poisoned."""
+    built, expected = build(mode="fwd", n_atom=512, window=16)
+    skip = False
+
+    def attend(self, q, *x):
+        right = base_attend(self, q, *x)
+        out = torch.empty_like(right)
+        rows = slice(0, 300 if skip else None)
+        out[:, rows] = right[:, rows]
+        return out
+
+    case = planted(built, attend)
+    assert gate.check(case, expected).passed
+    skip = True
+    assert not gate.check(case, expected).passed
+
+
+def test_a_problem_whose_answer_is_zero_cannot_be_told() -> None:
+    built, expected = build(mode="fwd", window=1)  # no neighbours: every backend returns zeros, right or not
+    result = gate.check(inputs.Case(built, arms.converted("gather", built.module)), expected)
+    assert not result.passed
+    assert "cannot tell" in gate.why_red(result, built.problem)
+
+
+def test_an_output_that_drifts_after_the_first_check_is_red() -> None:
+    built, expected = build()
+    calls = 0
+
+    def attend(self, *x):
+        nonlocal calls
+        calls += 1
+        return base_attend(self, *x) * (1.0 if calls == 1 else 1.01)
+
+    case = planted(built, attend)
+    before = gate.check(case, expected)
+    assert before.passed
+    case()
+    after = gate.check_again(case, expected, before)
+    assert not after.passed
+    assert "after timing" in gate.why_red(after, built.problem)
+
+
+def test_training_steps_leave_the_weights_as_the_gate_saw_them() -> None:
+    built, expected = build(mode="train", level="block")
+    case = inputs.Case(built, arms.converted("banded", built.module))
+    before = gate.check(case, expected)
+    for _ in range(3):
+        case.release()
+        case()
+    after = gate.check_again(case, expected, before)
+    assert after.passed, gate.why_red(after, built.problem)
+    assert case._optimizer is not None
+    assert all(state["step"] == 3 for state in case._optimizer.state.values())
+
+
+def test_the_index_must_agree_exactly() -> None:
+    built, expected = build(level="index", workload="1a28", atoms="heavy", max_pairs=1 << 16)
+    case = inputs.Case(built, built.module)
+    assert gate.check(case, expected).passed
+    forward = case._forward
+    case._forward = lambda tok_idx: tuple(t.roll(1, 1) for t in forward(tok_idx))
+    assert not gate.check(case, expected).passed
