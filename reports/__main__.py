@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reports import page
+from reports import page, readme
+from reports.build import build
 from reports.load import InputError, load
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -20,6 +21,10 @@ def main(
     records: Annotated[list[Path], typer.Argument(help="Record files (.jsonl), or folders that hold some.")],
     out: Annotated[Path, typer.Option(help="Folder to write index.html, report.md, figures/ and tables into.")],
     title: Annotated[str, typer.Option(help="The page's title.")] = "Sparse atom attention",
+    readme_file: Annotated[
+        Path | None,
+        typer.Option("--readme", help="Also write the figure and table of this README, between its markers."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Fail on a line that is no record, instead of listing it.")] = False,
 ) -> None:
     """Write the report of RECORDS: one page that opens offline, its Markdown twin, figures and tables.
@@ -30,8 +35,10 @@ def main(
     try:
         collection = load(records, strict=strict)
         out.mkdir(parents=True, exist_ok=True)
-        report = page.build(collection, out, title=title)
+        report = build(collection, title=title, folder=out)
         html_path, _ = page.write(report, out)
+        if readme_file is not None:
+            readme.write(readme_file, report, records, out)
     except (InputError, OSError) as e:
         errors.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(ERROR_EXIT) from e

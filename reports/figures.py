@@ -17,6 +17,7 @@ from reports.load import Cell, Family, Place, Setting, setting
 from reports.panel import Drawing
 
 ROWS_A_FIGURE = 18
+KINDS = ("time", "memory", "limit", "base", "winner", "gate", "noise")  # what the files' names begin with
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ SLOTS: tuple[tuple[str, str, str], ...] = (
 )
 PREFERRED = {
     "gather": 0, "dense": 1, "banded": 2, "flex": 3, "gather_compiled": 4, "triton_fused": 5,
-    "xformers_blocksparse": 6, "xformers_fmha": 7,
+    "xformers_blocksparse": 6, "xformers_fmha": 7, "sdpa_tiles": 8,
 }  # fmt: skip
 
 

@@ -1,0 +1,198 @@
+"""What a report says, before it is a page: one view per place, figures and tables written beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reports import analyse, answer, curves, figures, machine, summary, tables, words
+from reports.analyse import Contest, Pair
+from reports.curves import Crossing
+from reports.load import Cell, Collection, Place, setting_labels, to_frame
+from reports.panel import Drawing, Picture, render
+from reports.table import Table
+
+MANY_PAIRS = 1500
+
+
+@dataclass(frozen=True)
+class Gallery:
+    title: str
+    note: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class PlaceView:
+    """Everything said about one place."""
+
+    place: Place
+    anchor: str
+    headline: list[str]
+    answer: Table
+    capacity: Table
+    sure: list[str]
+    galleries: list[Gallery]
+    tables: list[Table]
+    facts: list[tuple[str, str]]
+    notices: list[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    summary: str
+    names: list[str]
+    places: list[PlaceView]
+    notices: list[str]
+    sources: list[str]
+
+
+def build(collection: Collection, *, title: str, folder: Path | None) -> Report:
+    """Analyse, write figures and tables into ``folder`` (none: only what is said), and collect what the page says."""
+    names = sorted({c.record.backend for c in collection.cells})
+    labels = setting_labels(collection)
+    all_pairs = analyse.pairs(collection)
+    contests = analyse.contests(collection, all_pairs)
+    found = {axis: curves.curves(collection, axis) for axis in ("N", "W", "K")}
+    views = []
+    for i, place in enumerate(collection.places):
+        material = figures.Material(
+            place, [c for c in collection.current if c.place == place], [c for c in contests if c.place == place],
+            [p for p in all_pairs if p.place == place],
+            {axis: [c for c in drawn_from if c.place == place] for axis, drawn_from in found.items()}, labels, names,
+        )  # fmt: skip
+        views.append(_view(material, f"m{i + 1}", folder))
+    if folder is not None:
+        to_frame(collection).to_csv(folder / "cells.csv", index=False)
+        tables.pair_frame(all_pairs).to_csv(folder / "pairs.csv", index=False)
+        _parquet(collection, folder / "cells.parquet")
+        _sweep_out(folder / "figures", {p.name for v in views for g in v.galleries for p in g.pictures})
+    return Report(title, _summary(collection), names, views, _notices(collection), list(collection.sources))
+
+
+def _parquet(collection: Collection, path: Path) -> None:
+    """Parquet where pyarrow is installed; it is an extra."""
+    try:
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError:
+        return
+    to_frame(collection).to_parquet(path, index=False)
+
+
+def _sweep_out(drawn: Path, kept: set[str]) -> None:
+    """Figures that an earlier call left in the folder, of records that are gone, would be taken for this report's."""
+    for path in drawn.glob("*.[sp][vn]g"):
+        name = path.stem.removesuffix("-dark")
+        if name not in kept and name.split("-")[0] in figures.KINDS:
+            path.unlink()
+
+
+def _view(m: figures.Material, anchor: str, folder: Path | None) -> PlaceView:
+    galleries = [Gallery(s.title, s.note, [_picture(d, folder) for d in s.drawings]) for s in figures.sheets(m)]
+    fitted = [f for axis in ("N", "W", "K") for c in m.curves[axis] for f in curves.fits(c)]
+    crossed = [x for axis in ("N", "W", "K") for c in m.curves[axis] for x in curves.crossings(c, m.pairs)]
+    limits = [x for c in m.curves["N"] for x in curves.capacities(c)]
+    held = [
+        _ratios(f"{anchor}-ratios", m.pairs, m.contests),
+        tables.exponents(f"{anchor}-exponents", fitted, m.labels),
+        tables.crossings(f"{anchor}-crossovers", _first_resolved(crossed), m.labels),
+        tables.starts(f"{anchor}-starts", m.cells),
+        tables.memory(f"{anchor}-memory", m.cells),
+        tables.gates(f"{anchor}-gates", m.cells),
+        tables.unavailable(f"{anchor}-unavailable", m.cells),
+        tables.noise(f"{anchor}-noise", m.cells),
+    ]
+    regions = answer.regions(m.contests)
+    return PlaceView(
+        m.place, anchor, answer.headline(m.place, m.contests, m.labels),
+        summary.answer(f"{anchor}-answer", regions, m.labels),
+        summary.fit_matrix(f"{anchor}-fit", limits, m.labels, m.names),
+        _sure(m), galleries, held, machine.facts(m.cells), _place_notices(m.cells, m.contests),
+    )  # fmt: skip
+
+
+def _picture(drawing: Drawing, folder: Path | None) -> Picture:
+    if folder is None:
+        return Picture(drawing.name, drawing.title, drawing.alt, "")
+    (folder / "figures").mkdir(exist_ok=True)
+    return render(drawing, folder / "figures")
+
+
+def _first_resolved(found: Sequence[Crossing]) -> list[Crossing]:
+    return sorted(found, key=lambda c: not c.resolved)
+
+
+def _ratios(anchor: str, pairs: Sequence[Pair], contests: Sequence[Contest]) -> Table:
+    """All pairs; beyond MANY_PAIRS those with the winner or the baseline, the rest being in pairs.csv."""
+    note = "Time of the slower over time of the faster, paired by block; Holm-adjusted over all pairs of this machine."
+    kept = list(pairs)
+    if len(kept) > MANY_PAIRS:
+        best = {c.problem.key: c.winner.record.backend for c in contests if c.ranked}
+        kept = [p for p in kept if {p.fast, p.slow} & {best.get(p.problem.key), analyse.BASELINE}]
+        note += f" Shown: {len(kept):,} with the fastest or with {analyse.BASELINE}; pairs.csv has all {len(pairs):,}."
+    kept.sort(key=lambda p: (analyse.problem_order(p.problem), p.fast, p.slow))
+    table = tables.ratios(anchor, kept)
+    return Table(table.anchor, table.title, table.columns, table.rows, note)
+
+
+def _sure(m: figures.Material) -> list[str]:
+    """How far the numbers of one place can be trusted, in sentences."""
+    timings = [c.record.timing for c in m.cells if c.record.timing is not None]
+    gated = [c.record.gate for c in m.cells if c.record.gate is not None]
+    out = []
+    if m.pairs:
+        counts = Counter(p.verdict for p in m.pairs)
+        parts = ", ".join(f"{counts[v]} {v}" for v in ("faster", "same", "unresolved") if counts[v])
+        out.append(f"{len(m.pairs)} paired comparisons: {parts}, Holm-adjusted over all of them.")
+    if timings:
+        converged = sum(1 for t in timings if t.stop == "converged")
+        widest = max((t.half_width for t in timings if t.half_width is not None), default=None)
+        wide = f"; the widest interval is ±{words.percent(widest)}" if widest is not None else ""
+        out.append(f"{converged} of {len(timings)} speeds reached the wanted interval, the rest their budget{wide}.")
+    if m.bands.noise is not None:
+        out.append(f"Noise: the same code against itself differed by up to {words.percent(m.bands.noise)}.")
+    elif timings:
+        out.append(
+            "**No A/A pair is on record**, so no noise floor is known and no ratio can be called faster or slower."
+        )
+    if gated:
+        passed = sum(1 for g in gated if g.passed)
+        out.append(
+            f"Gate: {passed} of {len(gated)} checked cells agree with the float64 reference; only those have a speed."
+        )
+    runs = {c.record.run for c in m.cells}
+    if timings and len(runs) < 3:
+        out.append(f"{len(runs)} run{'s' if len(runs) > 1 else ''} in all: intervals do not cover what another process "
+                   "would show; a headline wants three.")  # fmt: skip
+    return out
+
+
+def _place_notices(cells: Sequence[Cell], contests: Sequence[Contest]) -> list[str]:
+    out = tables.rank_note(contests)[:6]
+    codes = {c.record.provenance.code for c in cells}
+    if len(codes) > 1:
+        out.append(f"The cells were made by {len(codes)} different states of the code under one commit.")
+    held_back = machine.throttling(cells)
+    if held_back:
+        out.append(f"The device held its clocks back at times ({', '.join(held_back)}); see the machine's section.")
+    if any(c.record.provenance.dirty for c in cells):
+        out.append("The working tree had uncommitted changes: the commit alone does not say what was measured.")
+    return out
+
+
+def _summary(c: Collection) -> str:
+    status = Counter(x.record.status for x in c.current)
+    parts = [f"{status[s]} {s}" for s in ("ok", "wrong", "oom", "unsupported", "timeout", "crashed") if status[s]]
+    old = len(c.cells) - len(c.current)
+    older = f"; {old} older ones are kept in cells.csv only" if old else ""
+    return f"{len(c.current)} cells ({', '.join(parts)}){older}"
+
+
+def _notices(c: Collection) -> list[str]:
+    out = [f"Left out: {r.source}, line {r.line}: {r.why}." for r in c.rejected[:8]]
+    if len(c.rejected) > 8:
+        out.append(f"Left out: {len(c.rejected) - 8} more lines that are no records.")
+    return out
