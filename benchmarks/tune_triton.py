@@ -15,15 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-# rows, cols, warps, stages, peel, register limit (0: none)
+# rows, cols, warps, stages, register limit (0: none)
 FORWARD = [
-    (32, 16, 4, 2, 1, 168), (32, 16, 4, 3, 1, 168), (32, 16, 4, 4, 1, 168), (32, 16, 4, 3, 1, 0), (32, 16, 4, 3, 0, 168),
-    (16, 32, 4, 3, 1, 0), (16, 32, 4, 3, 0, 168), (16, 32, 4, 2, 1, 0), (16, 16, 4, 3, 1, 128), (16, 16, 4, 4, 1, 128),
-    (16, 16, 4, 4, 0, 128),
+    (32, 16, 4, 3, 168), (32, 16, 4, 2, 168), (32, 16, 4, 4, 168), (32, 16, 4, 3, 0), (16, 32, 4, 2, 168),
+    (16, 16, 4, 2, 128), (16, 16, 4, 3, 128), (16, 16, 4, 4, 128), (16, 16, 2, 3, 0), (32, 32, 8, 2, 0),
+    (64, 16, 8, 2, 0),
 ]  # fmt: skip
 BACKWARD = [
-    (16, 16, 4, 1, 1, 0), (16, 16, 4, 2, 1, 0), (16, 16, 4, 1, 1, 168), (16, 16, 4, 2, 1, 168), (16, 16, 4, 1, 0, 168),
-    (16, 16, 4, 1, 1, 128), (32, 16, 4, 1, 1, 0), (32, 16, 4, 2, 1, 0), (16, 32, 8, 1, 1, 0), (16, 32, 8, 1, 1, 128),
+    (16, 16, 4, 1, 0), (16, 16, 4, 2, 0), (16, 16, 4, 3, 0), (16, 16, 4, 1, 168), (16, 16, 4, 2, 168),
+    (16, 16, 4, 3, 168), (32, 16, 4, 2, 0), (32, 16, 4, 3, 0), (16, 32, 8, 2, 0),
 ]  # fmt: skip
 ATOMS_PER_RESIDUE, WINDOW = 14, 32
 HEADS, HEAD_DIM, C_PAIR = 4, 32, 16
@@ -82,7 +82,7 @@ def reference(prob, idx, valid, grad_o):
 def configs(rows):
     from variants._triton_config import Config
 
-    return [Config(r, c, w, s, bool(peel), limit or None) for r, c, w, s, peel, limit in rows]
+    return [Config(r, c, w, s, limit or None) for r, c, w, s, limit in rows]
 
 
 def errors(prob, plan, idx, valid, cf, cb):
@@ -126,7 +126,7 @@ def copy_bandwidth(flush):
 
     src = torch.randn(1 << 29, device="cuda")
     dst = torch.empty_like(src)
-    ms = median_ms(lambda: dst.copy_(src), flush, 10)
+    ms = median_ms(lambda: torch.neg(src, out=dst), flush, 10)  # a kernel: a copy becomes a slower node in a graph
     return 2 * src.numel() * 4 / ms * 1e3
 
 

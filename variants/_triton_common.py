@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-NEG_INF = tl.constexpr(float("-inf"))
+LOWEST = tl.constexpr(-1e30)  # the score of a slot that is not live; finite, so that differences are
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
 
@@ -22,6 +22,12 @@ def dot(a, b, acc=None):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32x3" if a.dtype == tl.float32 else None)
+
+
+@triton.jit
+def within(offset, width):
+    """``0 <= offset < width`` in one comparison."""
+    return offset.to(tl.uint32, bitcast=True) < width.to(tl.uint32, bitcast=True)
 
 
 @triton.jit

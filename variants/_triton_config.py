@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Config:
-    """``rows`` queries x ``cols`` keys per tile; ``peel`` splits off the interior tiles, which need no masks.
+    """``rows`` queries x ``cols`` keys per tile.
 
     ``max_registers`` holds the compiler to what lets one more program share a multiprocessor.
     """
@@ -18,7 +18,6 @@ class Config:
     cols: int
     num_warps: int
     num_stages: int
-    peel: bool = True
     max_registers: int | None = None
 
     def options(self) -> dict[str, int]:
@@ -30,12 +29,12 @@ class Config:
 def forward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_dim: int, c_pair: int) -> Config:
     """The shipped forward configuration."""
     if torch.float32 in (dtype, p_dtype):
-        return Config(16, 16, 4, 1, False)
-    return Config(16, 32, 4, 2)
+        return Config(16, 16, 4, 1)
+    return Config(32, 16, 4, 3, 168)
 
 
 def backward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_dim: int, c_pair: int) -> Config:
     """The shipped backward configuration."""
     if torch.float32 in (dtype, p_dtype):
-        return Config(16, 16, 4, 1, False)
+        return Config(16, 16, 4, 1)
     return Config(16, 16, 4, 1)

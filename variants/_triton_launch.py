@@ -103,7 +103,7 @@ def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> t
     forward_band[(_blocks(n, config.rows), b)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop,
         problem.mask, o, lse, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **problem.dims(), BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, PEEL=config.peel,
+        **problem.dims(), BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes,
         PARTS=config.num_warps, **config.options(),
     )  # fmt: skip
     return o, lse
@@ -130,13 +130,12 @@ def backward(
         o, grad_o, delta, dq_parts, dp, rows.base, rows.start, rows.stop, n, slots,
         **padded, ZERO_DQ=not deterministic, BT=256, num_warps=1,
     )  # fmt: skip
-    key_parts = max(1, config.num_warps // dims["HP"])
     backward_band[(blocks, b)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop, problem.mask,
         grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, dp, dw_parts,
         n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
-        **dims, BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, PEEL=config.peel, ATOMIC=not deterministic,
-        KEY_PARTS=key_parts, PARTS=config.num_warps, **config.options(),
+        **dims, BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, ATOMIC=not deterministic,
+        PARTS=config.num_warps, **config.options(),
     )  # fmt: skip
     dq = torch.empty_like(q)
     backward_finish[(n, b)](
