@@ -140,7 +140,7 @@ def restrict(neighbor_idx: Tensor, valid_mask: Tensor, rows: Tensor) -> Restrict
     """Keep query `rows` (int64 [L]) and the keys that any of them sees in any batch item."""
     idx, live = neighbor_idx[rows], valid_mask[..., rows, :]
     seen = live.any(0) if live.ndim == 3 else live
-    keys = idx[seen].unique()
+    keys = idx[seen].unique() if seen.any() else idx.new_zeros(1)  # never none, so that padding can point somewhere
     local = torch.zeros_like(idx)
     local[seen] = torch.searchsorted(keys, idx[seen])
     return Restriction(rows, keys, local, live)

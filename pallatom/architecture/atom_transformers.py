@@ -23,7 +23,7 @@ WINDOW_SIZE = 32
 """Default window, in residues: atoms whose residues are fewer than ``WINDOW_SIZE // 2`` apart see each other."""
 
 _INDEX_CHUNK = 2**18
-"""Slots of the index that are built at once: small beside the index, large beside the cost of a launch."""
+"""Slots of the index that are built at once: 2 MiB, small beside the index, large beside the cost of a call."""
 
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -118,14 +118,6 @@ def _atom_pairs(
                 uid = uid[0]  # one mask for the whole batch
             valid = valid & (uid[..., None] == uid[..., neighbor_idx])
         return tok, neighbor_idx, valid
-
-
-def _of_residue_pairs(
-    z: Float[Tensor, "b r r c"], tok: Int[Tensor, " n"], neighbor_idx: Int[Tensor, "n k"]
-) -> Float[Tensor, "b n k c"]:
-    """z[b, tok_l, tok_m] for each pair of atoms (l, m)."""
-    pair = tok[neighbor_idx] + tok[:, None] * z.shape[2]
-    return z.flatten(1, 2).index_select(1, pair.flatten()).unflatten(1, pair.shape)
 
 
 def _pair_mlp(c: int) -> nn.Sequential:
@@ -302,10 +294,10 @@ class AtomFeatureEncoder(nn.Module):
 
         c_skip = self.proj_fref_c(torch.cat([ref_pos, ref_element], -1))
         p_skip = self._reference_pairs(ref_pos, F.relu(c_skip), neighbor_idx, valid)
-        c_l = c_skip + self.proj_s_init(self.norm_s_init(s_input)).index_select(1, tok)
+        c_l = c_skip + self.proj_s_init(self.norm_s_init(s_input))[:, tok]
 
         # Norm and projection act per residue pair: before the gather, never on [B, N, K, c_pair].
-        p = p_skip + _of_residue_pairs(self.proj_z_init(self.norm_z_init(z_input)), tok, neighbor_idx)
+        p = p_skip + self.proj_z_init(self.norm_z_init(z_input))[:, tok[:, None], tok[neighbor_idx]]
         p = p + self.mlp_p(p)
 
         q_skip = self.transformer(c_skip + self.proj_r_scaled(r_scaled), c_l, p, neighbor_idx, valid)
@@ -378,12 +370,12 @@ class AtomAttentionDecoder(nn.Module):
         tok, neighbor_idx, valid = _atom_pairs(tok_idx, s.shape[1], self.window_size)
         _validate.check_shapes({"K": neighbor_idx.shape[1]}, p_skip=(p_skip, "B N K c_atompair"))
 
-        q = q_skip + self.proj_s_q(self.norm_s_q(s)).index_select(1, tok)
-        p = p_skip + _of_residue_pairs(self.proj_z(self.norm_z(z)), tok, neighbor_idx)
+        q = q_skip + self.proj_s_q(self.norm_s_q(s))[:, tok]
+        p = p_skip + self.proj_z(self.norm_z(z))[:, tok[:, None], tok[neighbor_idx]]
         # Dead pairs are cleared before the MLP, which keeps 0 at 0: what they held must not reach its gradients.
         p = p.masked_fill(~valid[..., None], 0)
         p = p + self.mlp_p(p)
 
         q = self.transformer(q, c, p, neighbor_idx, valid)
-        c_out = c_skip + self.proj_s_c(self.norm_s_c(s)).index_select(1, tok)
+        c_out = c_skip + self.proj_s_c(self.norm_s_c(s))[:, tok]
         return q, p, self.proj_r(self.norm_q_out(q)), c_out
