@@ -26,7 +26,7 @@ from ._registry import require
 from ._remember import remembered
 from ._tiles import Schedule, Tile, schedule
 
-_TILE_PAIRS = 40_000  # x² and the bias of so many pairs stay in the second-level cache
+_TILE_PAIRS = 32_768  # what stays in cache, and up to which one number per pair is worth one thread only
 _TILE_ROWS = (32, 160)  # fewer rows: overhead per tile; more: scores outside the band
 
 
