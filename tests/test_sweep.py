@@ -1,0 +1,344 @@
+"""A sweep survives what it measures: crashes, hangs, lost memory, kills; and goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import arms, cases, footprint
+from benchmarks.harness import sweep as harness
+from benchmarks.harness.host import Host
+from benchmarks.harness.measure import PHASE_LIMITS_S, Options
+from benchmarks.harness.process import Worker, WorkerDied, WorkerTimeout
+from benchmarks.harness.record import Record, read
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = Options(budget_s=0.3, min_blocks=3, max_blocks=6)
+PLANTED = """
+import ctypes, os, signal
+import torch
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from variants import Backend, Cost, UnsupportedError
+
+calls = 0
+
+class Block(AtomTransformerBlock):
+    def _attend(self, *x):
+        global calls
+        calls += 1
+        {body}
+        return super()._attend(*x)
+
+BACKEND = Backend(block=Block, summary="planted by a test", devices=("cpu",), dtypes=(torch.float32,),
+                  cost=lambda shape, mode: Cost(1, 1, {peak}))
+"""
+BODIES = {
+    "segfault": "ctypes.string_at(0)",
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "hangs": "while True: pass",
+    "memory": "raise MemoryError('no room for 7 bytes')",
+    "torch_memory": "raise torch.OutOfMemoryError('no room on the device')",
+    "huge": "torch.empty(1 << 60)",
+    "bug": "raise ZeroDivisionError('a bug of ours')",
+    "refuses": "raise UnsupportedError(['one reason', 'another reason'])",
+    "wrong": "return super()._attend(*x) * 1.01",
+    "dies_late": "calls > 8 and ctypes.string_at(0)",
+    "raises_late": "assert calls < 9, 'late'",
+}
+
+
+def plant(folder: Path, name: str, body: str, peak: int = 1000) -> str:
+    path = folder / f"{name}.py"
+    path.write_text(PLANTED.format(body=body, peak=peak))
+    return str(path)
+
+
+def groups_of(backends: tuple[str, ...], **axes) -> list[harness.Group]:
+    asked = {"n_atom": (64,), "window": (8,), "mode": ("fwd",)} | axes
+    return harness.plan(cases.grid(cases.Axes(), **asked), backends)
+
+
+@pytest.fixture(scope="module")
+def host():
+    with Host(threads=1) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory, host: Host) -> tuple[dict[str, Record], Path]:
+    """One problem, all that can go wrong with it, and two good backends around."""
+    folder = tmp_path_factory.mktemp("planted")
+    planted = tuple(plant(folder, name, body) for name, body in BODIES.items())
+    too_large = plant(folder, "too_large", "pass", peak=1 << 50)
+    out = folder / "records.jsonl"
+    limits = PHASE_LIMITS_S | {"first call": 6.0}
+    options = Options(budget_s=0.3, min_blocks=3, max_blocks=6, limits_s=limits)
+    backends = ("gather", *planted, too_large, "banded")
+    settings = harness.Settings(out=out, options=options)
+    outcome = harness.Sweep(groups_of(backends), settings, host=host).run()
+    assert outcome.unfinished == 0
+    return {record.backend: record for record in outcome.records}, out
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("segfault", "crashed", "SIGSEGV"),
+        ("killed", "crashed", "SIGKILL"),
+        ("hangs", "timeout", "first call took longer than 6 s"),
+        ("memory", "oom", "no room for 7 bytes"),
+        ("torch_memory", "oom", "no room on the device"),
+        ("huge", "oom", "can't allocate memory"),
+        ("bug", "crashed", "a bug of ours"),
+        ("refuses", "unsupported", "one reason; another reason"),
+        ("wrong", "wrong", "beyond tolerance"),
+        ("dies_late", "crashed", "in phase: timing"),
+        ("raises_late", "crashed", "while timed"),
+        ("too_large", "oom", "oom (predicted): needs"),
+        ("gather", "ok", None),
+        ("banded", "ok", None),
+    ],
+)
+def test_each_cell_ends_in_its_own_status(survived, name: str, status: str, reason: str | None) -> None:
+    record = survived[0][name]
+    assert record.status == status, record.reason
+    assert (record.timing is not None) == (status == "ok")
+    assert reason is None or reason in (record.reason or "")
+
+
+def test_a_failure_is_told_in_full_without_this_machines_folders(survived) -> None:
+    records, _ = survived
+    assert "Traceback" in records["bug"].error
+    assert "ZeroDivisionError: a bug of ours" in records["bug"].error
+    assert "Segmentation fault" in records["segfault"].error
+    assert not any(str(ROOT) in (record.error or "") for record in records.values())
+
+
+def test_those_that_survive_are_pairs(survived) -> None:
+    records, _ = survived
+    good = [records["gather"], records["banded"]]
+    assert len({record.group for record in good}) == 1
+    assert sum(record.timing.aa_samples_ms is not None for record in good) == 1
+    assert all(record.gate.errors_after for record in good)
+    assert all(record.limit.percent > 0 and record.memory.peak_bytes > 0 for record in good)
+
+
+def test_what_is_on_file_is_what_came_back(survived) -> None:
+    records, out = survived
+    assert {r.key: r for r in read(out)} == {r.key: r for r in records.values()}
+
+
+def test_an_oversized_cell_is_tried_when_told_to(tmp_path: Path, host: Host) -> None:
+    backend = plant(tmp_path, "claims_much", "pass", peak=1 << 50)
+    options = Options(budget_s=0.2, min_blocks=3, max_blocks=3, try_oversized=True)
+    outcome = harness.Sweep(groups_of((backend,)), harness.Settings(out=None, options=options), host=host).run()
+    assert [r.status for r in outcome.records] == ["ok"]
+
+
+def test_a_problem_whose_inputs_alone_do_not_fit_is_never_built(host: Host) -> None:
+    groups = groups_of(("banded",), n_atom=(1_000_000,), window=(512,))
+    before = time.monotonic()
+    outcome = harness.Sweep(groups, harness.Settings(out=None, options=QUICK), host=host).run()
+    assert outcome.records[0].status == "oom"
+    assert "predicted" in outcome.records[0].reason
+    assert time.monotonic() - before < 60
+
+
+def test_a_second_run_measures_only_what_is_new(tmp_path: Path, host: Host) -> None:
+    settings = harness.Settings(out=tmp_path / "r.jsonl", options=QUICK)
+    first = harness.Sweep(groups_of(("banded",)), settings, host=host).run()
+    second = harness.Sweep(groups_of(("banded",), n_atom=(64, 96)), settings, host=host).run()
+    assert len(first.made) == len(second.made) == 1
+    assert {r.problem.n_atom for r in second.records} == {64, 96}
+    again = harness.Settings(out=settings.out, options=QUICK, fresh=True)
+    assert len(harness.Sweep(groups_of(("banded",)), again, host=host).run().made) == 1
+
+
+def test_cells_of_another_commit_are_measured_again(tmp_path: Path, host: Host) -> None:
+    settings = harness.Settings(out=tmp_path / "r.jsonl", options=QUICK)
+    made = harness.Sweep(groups_of(("banded",)), settings, host=host).run().made[0]
+    text = settings.out.read_text()
+    settings.out.write_text(text.replace(made.provenance.code, "0" * 16))
+    assert len(harness.Sweep(groups_of(("banded",)), settings, host=host).run().made) == 1
+
+
+def test_a_budget_ends_in_time_with_complete_cells(tmp_path: Path) -> None:
+    slow = plant(tmp_path, "slow", "import time; time.sleep(0.5)")
+    groups = groups_of(("banded", slow), n_atom=(64, 80, 96, 112, 128, 144))
+    settings = harness.Settings(out=tmp_path / "r.jsonl", options=QUICK, budget_s=15, threads=1)
+    outcome = harness.Sweep(groups, settings).run()
+    assert outcome.seconds < 25
+    on_file = list(read(settings.out)) if settings.out.exists() else []
+    assert len(on_file) == len(outcome.made)
+    assert len(outcome.made) + outcome.unfinished == 12
+    assert {r.status for r in on_file} <= {"ok"}
+
+
+SWEEP = [
+    "-n",
+    "64,80,96,112,128",
+    "--window",
+    "4,8",
+    "-b",
+    "gather,banded",
+    "--group-budget-s",
+    "0.3",
+    "--threads",
+    "1",
+]
+
+
+def start_sweep(out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "benchmarks", "sweep", "--device", "cpu", *SWEEP, "--out", str(out)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} records in time; exit code {process.poll()}")
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def test_a_sweep_killed_half_way_ends_with_the_same_cells_as_an_undisturbed_one(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    process = start_sweep(out)
+    wait_for_lines(out, 4, process)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = list(read(out))
+    assert 4 <= len(before) < 20
+    assert workers
+    assert all(gone(worker) for worker in workers), "a worker outlived its sweep"
+    with open(out, "a") as f:
+        f.write('{"schema_version":1,"run":"cut off by the ki')
+
+    finished = start_sweep(out)
+    said, _ = finished.communicate(timeout=200)
+    assert finished.returncode == 0, said
+    after = list(read(out))
+    undisturbed = groups_of(("gather", "banded"), n_atom=(64, 80, 96, 112, 128), window=(4, 8))
+    assert {r.key for r in after} == {f"{b}@{g.problem.key}" for g in undisturbed for b in g.backends}
+    assert len(after) == 20  # none twice
+    assert [r.key for r in after[: len(before)]] == [r.key for r in before]
+    assert {r.status for r in after} == {"ok"}
+    third, _ = start_sweep(out).communicate(timeout=100)
+    assert third.startswith("0 cells to measure, 20 are on file already")
+
+
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_control_c_leaves_a_good_file_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    process = start_sweep(out)
+    wait_for_lines(out, 2, process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert list(read(out))
+
+
+def test_a_worker_that_dies_says_how_and_one_that_waits_too_long_is_ended() -> None:
+    worker = Worker(threads=1)
+    try:
+        worker.request("devices")
+        assert [e["event"] for e in worker.events(limit_s=60)] == ["devices"]
+        os.kill(worker.pid, signal.SIGTERM)
+        with pytest.raises(WorkerDied, match="SIGTERM"):
+            list(worker.events(limit_s=10))
+    finally:
+        worker.close()
+    worker = Worker(threads=1)
+    try:
+        with pytest.raises(WorkerTimeout, match=r"0\.1 s"):  # nothing was asked, so nothing will come
+            list(worker.events(limit_s=0.1))
+        assert not worker.alive
+    finally:
+        worker.close()
+
+
+def test_the_worker_is_the_first_to_go_when_memory_runs_out() -> None:
+    worker = Worker(threads=1)
+    try:
+        worker.request("devices")
+        list(worker.events(limit_s=60))
+        assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text().strip() == "1000"
+    finally:
+        worker.close()
+
+
+def test_planning_needs_no_torch() -> None:
+    script = (
+        "import sys; from benchmarks.harness import sweep, cases; import benchmarks.commands; "
+        "sweep.plan([cases.Axes(n_atom=1000)], ('gather',)); assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_a_plan_has_no_problem_twice_and_begins_with_the_smallest() -> None:
+    groups = groups_of(("gather",), n_atom=(512, 64, 512), window=(16, 4))
+    assert len(groups) == 4
+    assert [harness.work(g.problem) for g in groups] == sorted(harness.work(g.problem) for g in groups)
+    index = groups_of(("gather", "banded"), level=("index",), mode=("fwd", "fwdbwd"))
+    assert [g.backends for g in index] == [(cases.INDEX_BACKEND,)]
+
+
+SCRATCH_BYTES = 2 << 20  # a tile's working set does not grow with the problem, and no model counts it
+LEVELS = ("attention", "block", "stack", "encoder", "decoder")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
+def test_inputs_are_counted_before_they_are_built(level: str, mode: str) -> None:
+    from benchmarks.harness import inputs
+
+    problem, source = cases.resolve(cases.Axes(level=level, mode=mode, workload="ubiquitin", atoms="heavy", window=8))
+    built = inputs.build(problem, source)
+    tensors = [*built.tensors.values(), *built.fixed.values(), *built.cotangents.values()]
+    held = sum(t.numel() * t.element_size() for t in tensors)
+    assert footprint.input_bytes(problem) == pytest.approx(held, rel=0.02)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("backend", ["gather", "banded"])
+def test_no_cell_takes_more_than_was_predicted(level: str, backend: str) -> None:
+    from benchmarks.harness import inputs
+    from benchmarks.harness.memory import peak_memory
+
+    for mode in ("fwd", "fwdbwd"):
+        axes = cases.Axes(level=level, mode=mode, workload="gfp", atoms="backbone", window=16)
+        problem, source = cases.resolve(axes)
+        built = inputs.build(problem, source)
+        case = inputs.Case(built, arms.converted(backend, built.module))
+        case()
+        case.release()
+        peak, _ = peak_memory(case, "cpu")
+        predicted = footprint.peak_bytes(problem, arms.seam_peak_bytes(backend, problem))
+        assert peak <= predicted * footprint.MARGIN + SCRATCH_BYTES
+        assert predicted < 6 * peak  # and it is no wild guess that would refuse what fits
