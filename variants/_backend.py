@@ -37,6 +37,7 @@ class Shape:
     live_pairs: int
     itemsize: int  # of Q, K, V, O
     pair_itemsize: int  # of p
+    device: str = "cpu"  # a backend may tile, and so allocate, by device
 
     @property
     def n_pairs(self) -> int:

@@ -28,6 +28,7 @@ from ._tiles import Schedule, Tile, schedule
 
 _TILE_PAIRS = 32_768  # what stays in cache, and up to which one number per pair is worth one thread only
 _TILE_ROWS = (32, 160)  # fewer rows: overhead per tile; more: scores outside the band
+_CUDA_TILE_ROWS = 1024  # a tile takes some twenty launches, whatever its size: few tiles
 
 
 class BandedBlock(AtomTransformerBlock):
@@ -152,16 +153,18 @@ class _Work:
 
 @remembered
 def _tiling(plan: BandPlan) -> Schedule:
-    return schedule(plan, _tile_rows(plan.n_neighbor))
+    return schedule(plan, _tile_rows(plan.n_neighbor, plan.base.device.type))
 
 
-def _tile_rows(n_neighbor: int) -> int:
+def _tile_rows(n_neighbor: int, device: str) -> int:
+    if device == "cuda":
+        return _CUDA_TILE_ROWS
     return min(max(_TILE_PAIRS // max(n_neighbor, 1), _TILE_ROWS[0]), _TILE_ROWS[1])
 
 
 def cost(shape: Shape, mode: Mode) -> Cost:
     """The operation's, with the products over a span of S = K + T keys instead of K; p passes once each way."""
-    rows = min(_tile_rows(shape.n_neighbor), shape.n_atom)
+    rows = min(_tile_rows(shape.n_neighbor, shape.device), shape.n_atom)
     span = shape.n_neighbor + rows
     acc = max(shape.itemsize, shape.pair_itemsize, 4)
     products = 4 * shape.batch * shape.n_atom * span * shape.heads * shape.head_dim

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Arm = Callable[[], object]
 Cache = Literal["cold", "hot", "unspecified"]
 Stop = Literal["converged", "budget", "maximum"]
+_HOST_JITTER_MS = 0.3
 _MOST_LEAD_MS = 20.0
 
 _SLOW_ENOUGH = 100  # a first call of so many times the wanted sample is no short call that warmed up
@@ -123,7 +124,7 @@ class CudaClock:
             return total / calls
 
     def enqueue_ms(self, fn: Arm) -> float:
-        """Milliseconds that the host takes to launch one call, on an idle device; least of three."""
+        """Milliseconds that the host takes to launch one call, on an idle device; most of three."""
         took = []
         for _ in range(3):
             self._cuda.synchronize(self._device)
@@ -131,7 +132,7 @@ class CudaClock:
             fn()
             took.append((self.now() - start) * 1e3)
         self._cuda.synchronize(self._device)
-        return min(took)
+        return max(took)
 
     def _between_events(self, fn: Arm, calls: int) -> float:
         start = self._cuda.Event(enable_timing=True)
@@ -148,8 +149,9 @@ class CudaClock:
             fn()
             if self._flush is not None:
                 flush_ms = max(self._between_events(self._flush, 4) / 4, 1e-3)
-                # A call that synchronizes takes the host as long as the device: no lead hides that.
-                lead_ms = min(1.5 * self.enqueue_ms(fn), _MOST_LEAD_MS)
+                # Between other arms a launch finds the host's caches cold and takes longer than in a row. A call
+                # that synchronizes takes the host as long as the device: no lead hides that.
+                lead_ms = min(2 * self.enqueue_ms(fn) + _HOST_JITTER_MS, _MOST_LEAD_MS)
                 self._leads[id(fn)] = 1 + math.ceil(lead_ms / flush_ms)
         return _calibrate(self, fn, self.target_ms, self.max_calls)
 

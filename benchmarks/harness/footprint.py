@@ -36,6 +36,7 @@ def shape_of(problem: Problem) -> Shape:
         live_pairs=problem.live_pairs,
         itemsize=itemsize,
         pair_itemsize=itemsize,
+        device=problem.device,
     )
 
 
