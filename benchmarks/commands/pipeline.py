@@ -78,27 +78,43 @@ def gpu(
 
 
 def bench_programme(device: Dev) -> Programme:
-    """Two cores, four minutes: proteins and synthetic lengths, windows, a cap, and gradients."""
-    backends = arms.expand(["all"])
-    base = Axes(device=device)
-    protein = replace(base, atoms="heavy", workload="ubiquitin")
-    axes = [
-        *grid(base, n_atom=(512, 2048)),
-        *grid(protein, workload=("ubiquitin", "gfp", "1a28")),
-        replace(base, n_atom=2048, mode="fwdbwd"),
-        replace(base, n_atom=2048, level="block"),
-        *grid(base, n_atom=(1024,), window=(16, 64)),
-        *grid(base, n_atom=(1024,), k_cap=(64,)),
-        *grid(base, n_atom=(256, 1024, 4096)),
-        replace(protein, workload="1bd2"),
-        replace(protein, workload="gfp", mode="fwdbwd"),
+    """Two cores, four minutes: one size with every backend, then proteins, lengths, gradients, windows and a cap."""
+    every = arms.expand(["all"])
+    base = Axes(device=device, n_atom=2048)
+    protein = replace(base, atoms="heavy", n_atom=None, workload="ubiquitin")
+    small = replace(base, n_atom=1024)
+    steps: list[tuple[Iterable[Axes], tuple[str, ...]]] = [
+        ([base], every),
+        (grid(protein, workload=("ubiquitin", "gfp")), quick(every)),
+        (grid(base, n_atom=(512, 1024)), quick(every)),
+        ([replace(base, mode="fwdbwd"), replace(base, level="block")], quick(every)),
+        (grid(small, window=(16, 64)), quick(every)),
+        ([replace(small, k_cap=64)], quick(every)),
+        (grid(base, n_atom=(4096, 256)), quick(every)),
+        (grid(protein, workload=("1a28", "1bd2")), quick(every)),
+        (
+            [replace(protein, workload="gfp", mode="fwdbwd"), replace(protein, workload="gfp", level="encoder")],
+            quick(every),
+        ),
     ]
     gate = grid(replace(protein, mode="fwdbwd"), dtype=("float32", "bfloat16"))
     return Programme(
-        gate=harness.plan(gate, backends, keep_order=True),
-        sweep=harness.plan(axes, backends, keep_order=True),
-        options=Options(budget_s=8.0),
+        gate=harness.plan(gate, quick(every), keep_order=True), sweep=in_order(steps), options=Options(budget_s=5.0)
     )
+
+
+def quick(backends: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that do not compile for every shape."""
+    return tuple(spec for spec in backends if not arms.load(spec).compiles)
+
+
+def in_order(steps: Iterable[tuple[Iterable[Axes], tuple[str, ...]]]) -> list[Group]:
+    """The groups of all steps, none twice: the first step that asks for a problem names its backends."""
+    groups: dict[str, Group] = {}
+    for axes, backends in steps:
+        for group in harness.plan(axes, backends, keep_order=True):
+            groups.setdefault(group.problem.key, group)
+    return list(groups.values())
 
 
 def gpu_programme(device: Dev) -> Programme:
@@ -109,7 +125,7 @@ def gpu_programme(device: Dev) -> Programme:
     """
     on_gpu = device == "cuda"
     every = arms.expand(["all"])
-    quick = tuple(spec for spec in every if not arms.load(spec).compiles)
+    lean = quick(every)
     pivot, near, far = (16384, (4096, 65536, 1024), (262144, 1_000_000)) if on_gpu else (256, (512,), (1024,))
     proteins = ("ubiquitin", "gfp", "1bd2", "4jsv", "1aon") if on_gpu else ("ubiquitin",)
     base = Axes(device=device, dtype="bfloat16", n_atom=pivot)
@@ -119,31 +135,27 @@ def gpu_programme(device: Dev) -> Programme:
     steps: list[tuple[Iterable[Axes], tuple[str, ...]]] = [
         (grid(base, mode=both), every),
         (grid(base, mode=both, n_atom=near), every),
-        (grid(base, mode=both, n_atom=far), quick),
+        (grid(base, mode=both, n_atom=far), lean),
         (grid(base, level=("block",), mode=both), every),
-        ([replace(base, level="block", n_atom=far[-1])], quick),
+        ([replace(base, level="block", n_atom=far[-1])], lean),
         (grid(base, window=windows), every),
-        (grid(base, dtype=("float32", "float16"), mode=both), quick),
-        (grid(base, level=("stack", "encoder"), mode=both), quick),
-        (grid(protein, workload=proteins), quick),
-        (grid(base, k_cap=(64, 128, 256)), quick),
-        (grid(base, window_style=("blocks",), mode=both), quick),
-        (grid(base, mode=("fwdbwd",), window=windows), quick),
-        (grid(protein, workload=proteins, mode=("fwdbwd",)), quick),
-        (grid(base, level=("block", "stack", "encoder"), mode=both, n_atom=near), quick),
-        (grid(base, dtype=("float32", "float16"), mode=both, n_atom=(*near, *far)), quick),
-        (grid(base, mode=both, window=windows, n_atom=(*near, *far)), quick),
+        (grid(base, dtype=("float32", "float16"), mode=both), lean),
+        (grid(base, level=("stack", "encoder"), mode=both), lean),
+        (grid(protein, workload=proteins), lean),
+        (grid(base, k_cap=(64, 128, 256)), lean),
+        (grid(base, window_style=("blocks",), mode=both), lean),
+        (grid(base, mode=("fwdbwd",), window=windows), lean),
+        (grid(protein, workload=proteins, mode=("fwdbwd",)), lean),
+        (grid(base, level=("block", "stack", "encoder"), mode=both, n_atom=near), lean),
+        (grid(base, dtype=("float32", "float16"), mode=both, n_atom=(*near, *far)), lean),
+        (grid(base, mode=both, window=windows, n_atom=(*near, *far)), lean),
     ]
-    swept: dict[str, Group] = {}
-    for axes, backends in steps:
-        for group in harness.plan(axes, backends, keep_order=True):
-            swept.setdefault(group.problem.key, group)
     gated = grid(
         replace(protein, workload="ubiquitin", mode="fwdbwd"), dtype=("bfloat16", "float32", "float16"), level=LEVELS
     )
     return Programme(
         gate=harness.plan(gated, every, keep_order=True),
-        sweep=list(swept.values()),
+        sweep=in_order(steps),
         options=Options(budget_s=3.0, gate_pairs=1 << 19 if on_gpu else 1 << 17),
     )
 

@@ -71,6 +71,7 @@ class _Arm:
     gate: Gate | None = None
     first_call_ms: float | None = None
     plan_ms: float | None = None
+    steady_ms: float = 0.0  # one warm call, to know the fastest beforehand
     memory: Memory | None = None
     apart: dict[str, list[float]] = field(default_factory=dict)
 
@@ -173,7 +174,7 @@ class Group:
                 return None
             if self.options.speed:
                 self._enter(name, "plan")
-                arm.plan_ms = self._plan_ms(arm.case)
+                arm.steady_ms, arm.plan_ms = self._plan_ms(arm.case)
                 if self.options.memory:
                     self._enter(name, "memory")
                     arm.memory = self._memory(name, arm.case)
@@ -187,23 +188,23 @@ class Group:
         self._synchronize()
         return (time.perf_counter() - start) * 1e3
 
-    def _plan_ms(self, case: Case) -> float | None:
-        """What an index never seen before costs, above a call whose plan is there already; None where the level
-        builds its index in every call, or where a second index does not fit."""
+    def _plan_ms(self, case: Case) -> tuple[float, float | None]:
+        """One warm call, and what an index never seen before costs above that; None where the level builds its index
+        in every call, or where a second index does not fit."""
         import torch
 
-        if "neighbor_idx" not in case.inputs.fixed:
-            return None
-        steady = min(self._milliseconds(case), self._milliseconds(case))
+        steady = self._milliseconds(case)
         case.release()
+        if "neighbor_idx" not in case.inputs.fixed:
+            return steady, None
         try:
             fixed = case.fresh_index()
             fresh = self._milliseconds(lambda: case.run_on(fixed))
         except (torch.OutOfMemoryError, MemoryError):
-            return None
+            return steady, None
         finally:
             case.release()
-        return max(fresh - steady, 0.0)
+        return steady, max(fresh - steady, 0.0)
 
     def _memory(self, name: str, case: Case) -> Memory:
         from .device import peak_memory
@@ -226,7 +227,7 @@ class Group:
         """Interleave what passed the gate; an arm that fails now is out, and the others start again."""
         while ready:
             calls: dict[str, Callable[[], object]] = {arm.name: arm.case for arm in ready}
-            fastest = min(ready, key=lambda arm: self._milliseconds(arm.case))
+            fastest = min(ready, key=lambda arm: arm.steady_ms)
             calls[fastest.name + AA] = fastest.case
             running = ready[0].name
 
