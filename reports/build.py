@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from reports import analyse, answer, curves, figures, machine, summary, tables, words
@@ -91,7 +92,9 @@ def _sweep_out(drawn: Path, kept: set[str]) -> None:
 
 
 def _view(m: figures.Material, anchor: str, folder: Path | None) -> PlaceView:
-    galleries = [Gallery(s.title, s.note, [_picture(d, folder) for d in s.drawings]) for s in figures.sheets(m)]
+    sheets = figures.sheets(m)
+    pictures = iter(_pictures([d for s in sheets for d in s.drawings], folder))
+    galleries = [Gallery(s.title, s.note, list(islice(pictures, len(s.drawings)))) for s in sheets]
     fitted = [f for axis in ("N", "W", "K") for c in m.curves[axis] for f in curves.fits(c)]
     crossed = [x for axis in ("N", "W", "K") for c in m.curves[axis] for x in curves.crossings(c, m.pairs)]
     limits = [x for c in m.curves["N"] for x in curves.capacities(c)]
@@ -114,11 +117,11 @@ def _view(m: figures.Material, anchor: str, folder: Path | None) -> PlaceView:
     )  # fmt: skip
 
 
-def _picture(drawing: Drawing, folder: Path | None) -> Picture:
+def _pictures(drawings: Sequence[Drawing], folder: Path | None) -> list[Picture]:
     if folder is None:
-        return Picture(drawing.name, drawing.title, drawing.alt, "")
+        return [Picture(d.name, d.title, d.alt, "") for d in drawings]
     (folder / "figures").mkdir(exist_ok=True)
-    return render(drawing, folder / "figures")
+    return [render(d, folder / "figures") for d in drawings]
 
 
 def _first_resolved(found: Sequence[Crossing]) -> list[Crossing]:

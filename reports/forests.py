@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
@@ -78,6 +79,26 @@ class Rows:
             ax.axhline(i - 0.5, color=t.role("grid"), linewidth=0.8, zorder=0.1)
 
 
+def _draw_baseline(
+    heading: Heading,
+    found: dict[str, list[tuple[int, Ratio]]],
+    labels: Sequence[str],
+    bands: Bands,
+    names: Sequence[str],
+    t: Theme,
+) -> Figure:
+    handles = [*(backend_handle(b, t, names, line=False) for b in found), *bands.handles(t)]
+    frame = Rows(heading, labels, row_in=0.36)
+    figure, ax = frame.frame(handles, t)
+    frame.rules(ax, t)
+    bands.draw(ax, t)
+    for k, (backend, points) in enumerate(found.items()):
+        offset = 0.52 * (k / (len(found) - 1) - 0.5) if len(found) > 1 else 0.0
+        _dots(ax, backend, [(i + offset, r) for i, r in points], t, names)
+    _ratio_axis(ax, f"times as fast as {BASELINE}")
+    return figure
+
+
 def baseline_drawing(
     rows: Sequence[Contest], labels: Sequence[str], bands: Bands, names: Sequence[str],
     *, name: str, title: str, subtitle: str,
@@ -97,19 +118,32 @@ def baseline_drawing(
     }
     told = [f"{b}: " + ", ".join(f"{words.times(r.ratio)} at {labels[i]}" for i, r in pts) for b, pts in found.items()]
 
-    def draw(t: Theme) -> Figure:
-        handles = [*(backend_handle(b, t, names, line=False) for b in found), *bands.handles(t)]
-        frame = Rows(Heading(title, subtitle), labels, row_in=0.36)
-        figure, ax = frame.frame(handles, t)
-        frame.rules(ax, t)
-        bands.draw(ax, t)
-        for k, (backend, points) in enumerate(found.items()):
-            offset = 0.52 * (k / (len(found) - 1) - 0.5) if len(found) > 1 else 0.0
-            _dots(ax, backend, [(i + offset, r) for i, r in points], t, names)
-        _ratio_axis(ax, f"times as fast as {BASELINE}")
-        return figure
+    return Drawing(
+        name,
+        title,
+        f"Speed relative to {BASELINE}, log axis. " + ". ".join(told),
+        partial(_draw_baseline, Heading(title, subtitle), found, labels, bands, names),
+        tips,
+    )
 
-    return Drawing(name, title, f"Speed relative to {BASELINE}, log axis. " + ". ".join(told), draw, tips)
+
+def _draw_winner(
+    heading: Heading, found: list[tuple[str, str, str, Pair]], bands: Bands, names: Sequence[str], t: Theme
+) -> Figure:
+    present = list(dict.fromkeys(best for _, best, _, _ in found))
+    handles = [*(backend_handle(b, t, names, line=False) for b in present), *bands.handles(t)]
+    frame = Rows(heading, [f"{label}\nnext: {b}" for label, _, b, _ in found], row_in=0.4)
+    figure, ax = frame.frame(handles, t)
+    frame.rules(ax, t)
+    bands.draw(ax, t)
+    for i, (_, best, _, pair) in enumerate(found):
+        ratio, said = pair.seen_from(best), pair.verdict_for(best)
+        _dots(ax, best, [(i, ratio)], t, names, hollow=said != "faster")
+        note = words.times(ratio.ratio) + ("" if said == "faster" else f", {said}")
+        ax.annotate(note, (ratio.high or ratio.ratio, i), xytext=(7, 0), textcoords="offset points", va="center",
+                    fontsize=8.3, color=t.role("soft"))  # fmt: skip
+    _ratio_axis(ax, "times as fast as the next best", room=0.24)
+    return figure
 
 
 def winner_drawing(
@@ -130,23 +164,12 @@ def winner_drawing(
         f"{label}: {a} {words.ratio(p.seen_from(a))} as fast as {b}, {p.verdict_for(a)}" for label, a, b, p in found
     ]
 
-    def draw(t: Theme) -> Figure:
-        present = list(dict.fromkeys(best for _, best, _, _ in found))
-        handles = [*(backend_handle(b, t, names, line=False) for b in present), *bands.handles(t)]
-        frame = Rows(Heading(title, subtitle), [f"{label}\nnext: {b}" for label, _, b, _ in found], row_in=0.4)
-        figure, ax = frame.frame(handles, t)
-        frame.rules(ax, t)
-        bands.draw(ax, t)
-        for i, (_, best, _, pair) in enumerate(found):
-            ratio, said = pair.seen_from(best), pair.verdict_for(best)
-            _dots(ax, best, [(i, ratio)], t, names, hollow=said != "faster")
-            note = words.times(ratio.ratio) + ("" if said == "faster" else f", {said}")
-            ax.annotate(note, (ratio.high or ratio.ratio, i), xytext=(7, 0), textcoords="offset points", va="center",
-                        fontsize=8.3, color=t.role("soft"))  # fmt: skip
-        _ratio_axis(ax, "times as fast as the next best", room=0.24)
-        return figure
-
-    return Drawing(name, title, "The fastest against the next best, log axis. " + ". ".join(told), draw)
+    return Drawing(
+        name,
+        title,
+        "The fastest against the next best, log axis. " + ". ".join(told),
+        partial(_draw_winner, Heading(title, subtitle), found, bands, names),
+    )
 
 
 def _dots(
@@ -180,6 +203,32 @@ def _ratio_axis(ax: Axes, label: str, *, room: float = 0.0) -> None:
     ax.set_xlabel(label, fontsize=9)
 
 
+def _draw_gate(heading: Heading, shares: dict[str, list[tuple[float, bool]]], names: Sequence[str], t: Theme) -> Figure:
+    soft, backends = t.role("soft"), sorted(shares)
+    handles = [
+        Line2D([], [], color=soft, marker="o", linestyle="none", label="output, attention"),
+        Line2D([], [], color=soft, marker="^", mfc="none", linestyle="none", label="gradients"),
+        Line2D([], [], color=t.role("alarm"), linestyle=DASHES, linewidth=1.2, label="tolerance"),
+    ]
+    frame = Rows(heading, backends)
+    figure, ax = frame.frame(handles, t)
+    frame.rules(ax, t)
+    ax.axvline(1, color=t.role("alarm"), linewidth=1.2, linestyle=DASHES)
+    for i, b in enumerate(backends):
+        for gradients, shape in ((False, "o"), (True, "^")):
+            xs, colour = [s for s, g in shares[b] if g == gradients], t.backend(b, names)
+            ax.plot(xs, [i + (0.17 if gradients else -0.17)] * len(xs), linestyle="none", marker=shape,
+                    color=colour, mfc="none" if gradients else colour, ms=4.5, mew=0.9, alpha=0.7)  # fmt: skip
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.set_xlim(min(low, 1e-3), max(high, 3))
+    ax.xaxis.set_major_locator(LogLocator(base=10, numticks=8))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v >= 1e-3 else f"1e{round(math.log10(v))}"))
+    ax.set_xlabel("error / tolerance", fontsize=9)
+    return figure
+
+
 def gate_drawing(
     cells: Sequence[Cell], names: Sequence[str], *, name: str, title: str, subtitle: str
 ) -> Drawing | None:
@@ -199,32 +248,22 @@ def gate_drawing(
     told = [f"{b}: {words.number(max(s for s, _ in shares[b]))} at worst" for b in backends]
     alt = "Worst relative error of every cell as a share of its tolerance, log axis; 1 is the tolerance. "
 
-    def draw(t: Theme) -> Figure:
-        soft = t.role("soft")
-        handles = [
-            Line2D([], [], color=soft, marker="o", linestyle="none", label="output, attention"),
-            Line2D([], [], color=soft, marker="^", mfc="none", linestyle="none", label="gradients"),
-            Line2D([], [], color=t.role("alarm"), linestyle=DASHES, linewidth=1.2, label="tolerance"),
-        ]
-        frame = Rows(Heading(title, subtitle), backends)
-        figure, ax = frame.frame(handles, t)
-        frame.rules(ax, t)
-        ax.axvline(1, color=t.role("alarm"), linewidth=1.2, linestyle=DASHES)
-        for i, b in enumerate(backends):
-            for gradients, shape in ((False, "o"), (True, "^")):
-                xs, colour = [s for s, g in shares[b] if g == gradients], t.backend(b, names)
-                ax.plot(xs, [i + (0.17 if gradients else -0.17)] * len(xs), linestyle="none", marker=shape,
-                        color=colour, mfc="none" if gradients else colour, ms=4.5, mew=0.9, alpha=0.7)  # fmt: skip
-        ax.set_xscale("log")
-        low, high = ax.get_xlim()
-        ax.set_xlim(min(low, 1e-3), max(high, 3))
-        ax.xaxis.set_major_locator(LogLocator(base=10, numticks=8))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v >= 1e-3 else f"1e{round(math.log10(v))}"))
-        ax.set_xlabel("error / tolerance", fontsize=9)
-        return figure
+    return Drawing(name, title, alt + ". ".join(told), partial(_draw_gate, Heading(title, subtitle), shares, names))
 
-    return Drawing(name, title, alt + ". ".join(told), draw)
+
+def _draw_noise(
+    heading: Heading, found: list[tuple[Ratio, str]], bands: Bands, names: Sequence[str], t: Theme
+) -> Figure:
+    present = sorted({b for _, b in found})
+    handles = [*(backend_handle(b, t, names, line=False) for b in present), *bands.handles(t)]
+    row_in = max(0.09, 0.9 / len(found))
+    figure, ax = Rows(heading, [""] * len(found), row_in=row_in, left_in=0.3).frame(handles, t)
+    ax.set_yticks([])
+    bands.draw(ax, t)
+    for backend in present:
+        _dots(ax, backend, [(i, r) for i, (r, b) in enumerate(found) if b == backend], t, names)
+    _ratio_axis(ax, "time of one run over time of the other")
+    return figure
 
 
 def noise_drawing(
@@ -243,16 +282,4 @@ def noise_drawing(
     first, last = (words.number(found[i][0].ratio, 4) for i in (0, -1))
     alt = f"{len(found)} A/A pairs, ratios from {first} to {last}; {outside} of {len(found)} intervals leave 1 out."
 
-    def draw(t: Theme) -> Figure:
-        present = sorted({b for _, b in found})
-        handles = [*(backend_handle(b, t, names, line=False) for b in present), *bands.handles(t)]
-        row_in = max(0.09, 0.9 / len(found))
-        figure, ax = Rows(Heading(title, subtitle), [""] * len(found), row_in=row_in, left_in=0.3).frame(handles, t)
-        ax.set_yticks([])
-        bands.draw(ax, t)
-        for backend in present:
-            _dots(ax, backend, [(i, r) for i, (r, b) in enumerate(found) if b == backend], t, names)
-        _ratio_axis(ax, "time of one run over time of the other")
-        return figure
-
-    return Drawing(name, title, alt, draw)
+    return Drawing(name, title, alt, partial(_draw_noise, Heading(title, subtitle), found, bands, names))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ class Quantity:
     label: str
     value: Callable[[Cell], float | None]
     text: Callable[[float], str]
-    bounds: Callable[[Cell], tuple[float, float] | None] = lambda cell: None
+    bounds: Callable[[Cell], tuple[float, float] | None] | None = None
 
 
 def _median_ms(cell: Cell) -> float | None:
@@ -61,7 +62,7 @@ def _percent(cell: Cell) -> float | None:
 
 TIME = Quantity("time per call", _median_ms, words.time, _bounds_ms)
 MEMORY = Quantity("peak above the inputs", _peak_bytes, words.size)
-LIMIT = Quantity("% of the machine's limit", _percent, lambda v: f"{words.number(v)}%")
+LIMIT = Quantity("% of the machine's limit", _percent, words.of_hundred)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class CurvePlot:
             f"pt|{b}": [f"{b}, {words.sizes(c.record.problem)}: {self.quantity.text(y)}" for _, y, c in points]
             for b, points in self.series.items()
         }
-        return Drawing(name, title, self._alt(), lambda t: self._draw(Heading(title, subtitle), t), tips)
+        return Drawing(name, title, self._alt(), partial(self._draw, Heading(title, subtitle)), tips)
 
     def _alt(self) -> str:
         text, axis = self.quantity.text, self.curve.axis
@@ -113,11 +114,11 @@ class CurvePlot:
         figure = plt.figure(figsize=(WIDTH_IN, height))
         left, width = LEFT_IN / WIDTH_IN, (WIDTH_IN - LEFT_IN - RIGHT_IN) / WIDTH_IN
         ax = figure.add_axes((left, foot_in / height, width, PLOT_IN / height))
-        if self.quantity is MEMORY:
+        if self.quantity == MEMORY:
             self._memory_references(ax, series, t)
         for backend, points in series.items():
             self._line(ax, backend, points, t, ended=any(x > points[-1][0] for x, _ in failures.get(backend, ())))
-        if self.quantity is LIMIT:
+        if self.quantity == LIMIT:
             ax.axhline(100, color=t.role("alarm"), linewidth=1, linestyle=DASHES)
         self._log_axes(ax)
         if failures:
@@ -132,7 +133,7 @@ class CurvePlot:
         """Legend entries in the order of the lines at their right ends."""
         ordered = sorted(series, key=lambda b: -series[b][-1][1])
         handles = [backend_handle(b, t, self.names, line=True) for b in ordered]
-        if self.quantity is MEMORY:
+        if self.quantity == MEMORY:
             handles.append(Line2D([], [], color=t.role("ink"), linewidth=1, linestyle=DASHES, label="p itself"))
             handles.append(Line2D([], [], color=t.role("soft"), linewidth=1.1, linestyle=DOTS, label="memory model"))
         return handles
@@ -141,7 +142,8 @@ class CurvePlot:
         self, ax: Axes, backend: str, points: Sequence[tuple[float, float, Cell]], t: Theme, *, ended: bool
     ) -> None:
         colour, shape = t.backend(backend, self.names), theme.marker(backend, self.names)
-        bounds = [(x, b) for x, _, c in points if (b := self.quantity.bounds(c)) is not None]
+        read = self.quantity.bounds
+        bounds = [(x, b) for x, _, c in points if read is not None and (b := read(c)) is not None]
         if bounds:
             low, high = [b[0] for _, b in bounds], [b[1] for _, b in bounds]
             ax.vlines([x for x, _ in bounds], low, high, color=colour, linewidth=4, alpha=0.35)
@@ -165,7 +167,7 @@ class CurvePlot:
         xs = self.curve.xs
         pad = (xs[-1] / xs[0]) ** 0.05
         ax.set_xscale("log")
-        ax.set_yscale("log", base=2 if self.quantity is MEMORY else 10)
+        ax.set_yscale("log", base=2 if self.quantity == MEMORY else 10)
         ax.set_xlim(xs[0] / pad, xs[-1] * pad)
         ax.xaxis.set_major_locator(FixedLocator(_spread(xs)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: words.short(v)))
@@ -174,7 +176,7 @@ class CurvePlot:
             middle = math.sqrt(top * bottom)
             bottom, top = middle / 3.5, middle * 3.5
             ax.set_ylim(bottom, top)
-        ax.yaxis.set_major_locator(_y_ticks(math.log10(top / bottom), binary=self.quantity is MEMORY))
+        ax.yaxis.set_major_locator(_y_ticks(math.log10(top / bottom), binary=self.quantity == MEMORY))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: words.bare(self.quantity.text(v))))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_minor_locator(NullLocator())

@@ -62,6 +62,10 @@ def percent(share: float) -> str:
     return f"{number(100 * share, 2)}%"
 
 
+def of_hundred(value: float) -> str:
+    return f"{number(value)}%"
+
+
 def p_value(p: float | None) -> str:
     if p is None:
         return DASH

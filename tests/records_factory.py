@@ -222,10 +222,10 @@ def group(machine: Machine, p: Problem, *, backends: Iterable[str] | None = None
     ]  # fmt: skip
 
 
-def cpu_sweep(**where: object) -> list[Record]:
+def cpu_sweep(modes: Iterable[str] = ("fwd", "fwdbwd"), **where: object) -> list[Record]:
     """A laptop's sweep: the N, W and K axes at level attention, three real proteins at level block."""
     out: list[Record] = []
-    for mode in ("fwd", "fwdbwd"):
+    for mode in modes:
         for n in (512, 1024, 2048, 4096, 8192, 16384):
             out += group(CPU, problem(mode=mode, n_atom=n), **where)
     for window in (8, 16, 64):
@@ -243,11 +243,13 @@ def cpu_sweep(**where: object) -> list[Record]:
     return out
 
 
-def cuda_sweep(**where: object) -> list[Record]:
-    """A GPU's sweep: N from 1k to 1M, two dtypes, two modes, two levels."""
+def cuda_sweep(
+    levels: Iterable[str] = ("attention", "block"), modes: Iterable[str] = ("fwd", "fwdbwd"), **where: object
+) -> list[Record]:
+    """A GPU's sweep: N from 1k to 1M, two dtypes, two modes."""
     out: list[Record] = []
-    for level in ("attention", "block"):
-        for mode in ("fwd", "fwdbwd"):
+    for level in levels:
+        for mode in modes:
             for n in (1024, 4096, 16384, 65536, 262144, 1000000):
                 p = problem(level=level, mode=mode, device="cuda", dtype="bfloat16", n_atom=n)
                 out += group(CUDA, p, blocks=30, **where)

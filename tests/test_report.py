@@ -36,7 +36,7 @@ def whole(tmp_path_factory) -> Path:
     """The report of a CPU sweep and a GPU sweep together."""
     folder = tmp_path_factory.mktemp("report")
     make.write(folder / "in" / "cpu.jsonl", make.cpu_sweep())
-    make.write(folder / "in" / "gpu.jsonl", make.cuda_sweep())
+    make.write(folder / "in" / "gpu.jsonl", make.cuda_sweep(["attention"], ["fwd"]))
     result = CliRunner().invoke(app, [str(folder / "in"), "--out", str(folder / "out")])
     assert result.exit_code == 0, result.output
     return folder / "out"
@@ -69,7 +69,7 @@ def test_tables_agree_between_page_markdown_and_csv(whole):
     markdown = (whole / "report.md").read_text(encoding="utf-8")
     pairs = pd.read_csv(whole / "pairs.csv")
     cells = pd.read_csv(whole / "cells.csv")
-    assert len(cells) == len(make.cpu_sweep()) + len(make.cuda_sweep())
+    assert len(cells) == len(make.cpu_sweep()) + len(make.cuda_sweep(["attention"], ["fwd"]))
     rows = len(re.findall(r'<tr><td>(?:attention|block)<td.*?<span class="v">(?:faster|same|unresolved)', html))
     assert rows == len(pairs)
     best = pairs.loc[pairs["ratio"].idxmax()]
