@@ -161,6 +161,38 @@ def test_encoder_and_decoder_break_only_at_the_index(part: str) -> None:
     assert "_atom_pairs" in reasons[0]
 
 
+def test_shapes_alone_on_the_meta_device() -> None:
+    """A block has no values to look at there; what it would cost can still be asked."""
+    inputs = [tensor.to("meta") for tensor in cases.block_inputs().all()]
+    assert cases.stack().to("meta")(*inputs).shape == inputs[0].shape
+
+
+def test_function_transforms() -> None:
+    """torch.func sees through the layer and its checks: vmap over the batch, forward-mode derivatives."""
+    module, inputs = cases.stack(), cases.block_inputs()
+    q, c, p, *index = inputs.all()
+    one_by_one = torch.func.vmap(lambda q, c, p: module(q[None], c[None], p[None], *index)[0])(q, c, p)
+    assert cases.error(one_by_one, module(*inputs.all())) < 1e-13
+    leaf = q.clone().requires_grad_()
+    output = module(leaf, c, p, *index)
+    tangent = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=q.dtype)
+    forward = torch.func.jvp(lambda q: module(q, c, p, *index), (q,), (tangent,))[1]
+    (backward,) = torch.autograd.grad(output, leaf, torch.ones_like(output))
+    assert forward.sum().item() == pytest.approx((backward * tangent).sum().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("n_atom", [0, 1])
+def test_no_atoms_or_one(n_atom: int) -> None:
+    arguments = cases.encoder_inputs(batch=1)
+    per_atom = ("ref_pos", "ref_element", "r_scaled")
+    arguments |= {name: arguments[name][:, :n_atom] for name in per_atom}
+    arguments |= {name: arguments[name][:n_atom] for name in ("ref_space_uid", "tok_idx")}
+    module = cases.encoder()
+    want = _op.encoder_reference(module.state_dict(), **arguments, window_size=cases.WINDOW, n_heads=cases.HEADS)
+    for got, value in zip(module(**arguments), want, strict=True):
+        assert cases.error(got, value) < 1e-9
+
+
 def test_inference_mode() -> None:
     """The same bits, and no grad on anything; an index made inside counts versions, so plans of it can be kept."""
     for part in ("encoder", "decoder"):

@@ -259,7 +259,7 @@ def encoder_reference(
 
     h = linear(q_skip, state["proj_agg.weight"]).clamp(min=0)
     s_i = torch.stack(
-        [h[:, tok == r].mean(1) if (tok == r).any() else torch.zeros_like(h[:, 0]) for r in range(s_input.shape[1])], 1
+        [h[:, tok == r].mean(1) if (tok == r).any() else torch.zeros_like(h.sum(1)) for r in range(s_input.shape[1])], 1
     )
     return s_i, q_skip, c_skip, p_skip, c_l
 

@@ -63,7 +63,8 @@ def check_shapes(sizes: Mapping[str, int], **arguments: tuple[Tensor, str]) -> d
 def check_floats(weight: Tensor, **tensors: Tensor) -> None:
     """The parameters' device for all; the parameters' dtype for all, or any floating dtype under autocast."""
     check_device(weight, **tensors)
-    autocast = torch.is_autocast_enabled(weight.device.type)
+    kind = weight.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
     for name, tensor in tensors.items():
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
