@@ -173,14 +173,14 @@ def test_compare_pairs_within_a_group_only() -> None:
 
 def test_the_gpu_run_does_its_whole_path_on_a_cpu_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     out = tmp_path / "gpu"
-    first = run("gpu", "--device", "cpu", "--budget-s", "75", "--out", str(out), "--threads", "1")
+    first = run("gpu", "--device", "cpu", "--budget-s", "60", "--out", str(out), "--threads", "1")
     assert (out / "doctor.json").exists(), first.stdout + first.stderr
     gate = list(read(out / "gate.jsonl"))
     assert gate
     assert all(r.timing is None for r in gate)
     assert "Traceback" not in first.stderr
     done = (out / "gate.jsonl").read_bytes()
-    second = run("gpu", "--device", "cpu", "--budget-s", "45", "--out", str(out), "--threads", "1")
+    second = run("gpu", "--device", "cpu", "--budget-s", "40", "--out", str(out), "--threads", "1")
     assert "are on file already" in second.stdout
     assert (out / "gate.jsonl").read_bytes().startswith(done)
     assert len({r.key for r in read(out / "gate.jsonl")}) == len(list(read(out / "gate.jsonl")))

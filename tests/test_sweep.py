@@ -70,68 +70,63 @@ def host():
         yield shared
 
 
-@pytest.fixture(scope="module")
-def survived(tmp_path_factory: pytest.TempPathFactory, host: Host) -> tuple[dict[str, Record], Path]:
-    """One problem, all that can go wrong with it, and two good backends around."""
-    folder = tmp_path_factory.mktemp("planted")
-    planted = tuple(plant(folder, name, body) for name, body in BODIES.items())
-    too_large = plant(folder, "too_large", "pass", peak=1 << 50)
-    out = folder / "records.jsonl"
-    limits = PHASE_LIMITS_S | {"first call": 6.0}
-    options = Options(budget_s=0.3, min_blocks=3, max_blocks=6, limits_s=limits)
-    backends = ("gather", *planted, too_large, "banded")
-    settings = harness.Settings(out=out, options=options)
-    outcome = harness.Sweep(groups_of(backends), settings, host=host).run()
+ENDS = {
+    "segfault": ("crashed", "SIGSEGV"),
+    "killed": ("crashed", "SIGKILL"),
+    "hangs": ("timeout", "first call took longer than 6 s"),
+    "memory": ("oom", "no room for 7 bytes"),
+    "torch_memory": ("oom", "no room on the device"),
+    "huge": ("oom", "can't allocate memory"),
+    "bug": ("crashed", "a bug of ours"),
+    "refuses": ("unsupported", "one reason; another reason"),
+    "wrong": ("wrong", "beyond tolerance"),
+    "dies_late": ("crashed", "in phase: timing"),
+    "raises_late": ("crashed", "while timed"),
+    "too_large": ("oom", "oom (predicted): needs"),
+    "gather": ("ok", ""),
+    "banded": ("ok", ""),
+}
+
+
+def test_one_bad_cell_never_costs_the_others(tmp_path: Path, host: Host) -> None:
+    """One problem, all that can go wrong with it, and two good backends around: each cell ends in its own status."""
+    planted = tuple(plant(tmp_path, name, body) for name, body in BODIES.items())
+    too_large = plant(tmp_path, "too_large", "pass", peak=1 << 50)
+    options = Options(budget_s=0.3, min_blocks=3, max_blocks=6, limits_s=PHASE_LIMITS_S | {"first call": 6.0})
+    settings = harness.Settings(out=tmp_path / "records.jsonl", options=options)
+    groups = groups_of(("gather", *planted, too_large, "banded"))
+    outcome = harness.Sweep(groups, settings, host=host).run()
+
+    records = {record.backend: record for record in outcome.records}
     assert outcome.unfinished == 0
-    return {record.backend: record for record in outcome.records}, out
+    assert {name: record.status for name, record in records.items()} == {n: status for n, (status, _) in ENDS.items()}
+    for name, (status, reason) in ENDS.items():
+        assert reason in (records[name].reason or ""), name
+        assert (records[name].timing is not None) == (status == "ok"), name
+    check_errors_are_whole_and_portable(records)
+    check_survivors_are_pairs([records["gather"], records["banded"]])
+    assert {r.key: r for r in read(tmp_path / "records.jsonl")} == {r.key: r for r in records.values()}
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "reason"),
-    [
-        ("segfault", "crashed", "SIGSEGV"),
-        ("killed", "crashed", "SIGKILL"),
-        ("hangs", "timeout", "first call took longer than 6 s"),
-        ("memory", "oom", "no room for 7 bytes"),
-        ("torch_memory", "oom", "no room on the device"),
-        ("huge", "oom", "can't allocate memory"),
-        ("bug", "crashed", "a bug of ours"),
-        ("refuses", "unsupported", "one reason; another reason"),
-        ("wrong", "wrong", "beyond tolerance"),
-        ("dies_late", "crashed", "in phase: timing"),
-        ("raises_late", "crashed", "while timed"),
-        ("too_large", "oom", "oom (predicted): needs"),
-        ("gather", "ok", None),
-        ("banded", "ok", None),
-    ],
-)
-def test_each_cell_ends_in_its_own_status(survived, name: str, status: str, reason: str | None) -> None:
-    record = survived[0][name]
-    assert record.status == status, record.reason
-    assert (record.timing is not None) == (status == "ok")
-    assert reason is None or reason in (record.reason or "")
-
-
-def test_a_failure_is_told_in_full_without_this_machines_folders(survived) -> None:
-    records, _ = survived
-    assert "Traceback" in records["bug"].error
-    assert "ZeroDivisionError: a bug of ours" in records["bug"].error
-    assert "Segmentation fault" in records["segfault"].error
+def check_errors_are_whole_and_portable(records: dict[str, Record]) -> None:
+    assert "Traceback" in (records["bug"].error or "")
+    assert "ZeroDivisionError: a bug of ours" in (records["bug"].error or "")
+    assert "Segmentation fault" in (records["segfault"].error or "")
     assert not any(str(ROOT) in (record.error or "") for record in records.values())
 
 
-def test_those_that_survive_are_pairs(survived) -> None:
-    records, _ = survived
-    good = [records["gather"], records["banded"]]
+def check_survivors_are_pairs(good: list[Record]) -> None:
     assert len({record.group for record in good}) == 1
-    assert sum(record.timing.aa_samples_ms is not None for record in good) == 1
-    assert all(record.gate.errors_after for record in good)
-    assert all(record.limit.percent > 0 and record.memory.peak_bytes > 0 for record in good)
-
-
-def test_what_is_on_file_is_what_came_back(survived) -> None:
-    records, out = survived
-    assert {r.key: r for r in read(out)} == {r.key: r for r in records.values()}
+    timings = [record.timing for record in good if record.timing is not None]
+    assert sum(timing.aa_samples_ms is not None for timing in timings) == 1
+    for record in good:
+        assert record.gate is not None
+        assert record.gate.errors_after
+        assert record.limit is not None
+        assert record.limit.percent is not None
+        assert record.limit.percent > 0
+        assert record.memory is not None
+        assert record.memory.peak_bytes
 
 
 def test_an_oversized_cell_is_tried_when_told_to(tmp_path: Path, host: Host) -> None:

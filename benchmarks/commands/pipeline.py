@@ -25,7 +25,7 @@ from . import console as show
 from . import options as opt
 from . import sweep as sweeping
 
-REPORT_S = 40.0  # kept back from a budget for drawing the page
+REPORT_S, REPORT_SHARE = 40.0, 0.15  # kept back from a budget for drawing the page: the lesser of both
 BENCH_S = 285.0
 LEVELS = ("attention", "block")
 GATE_SHARE = 0.3  # every cell of the sweep has its own gate too; this one goes over modes and dtypes first
@@ -57,7 +57,7 @@ def bench(
         programmes = [(bench_programme("cpu"), 1.0)]
         if opt.one_device("auto", host) == "cuda":
             programmes = [(gpu_programme("cuda"), 0.6), (bench_programme("cpu"), 1.0)]
-        raise typer.Exit(_run(programmes, out, ends, host))
+        raise typer.Exit(_run(programmes, out, budget_s, ends, host))
 
 
 @opt.reported
@@ -74,7 +74,7 @@ def gpu(
     """
     ends = time.monotonic() + budget_s
     with Host(threads=threads) as host:
-        raise typer.Exit(_run([(gpu_programme(opt.one_device(device, host)), 1.0)], out, ends, host))
+        raise typer.Exit(_run([(gpu_programme(opt.one_device(device, host)), 1.0)], out, budget_s, ends, host))
 
 
 def bench_programme(device: Dev) -> Programme:
@@ -160,7 +160,7 @@ def gpu_programme(device: Dev) -> Programme:
     )
 
 
-def _run(programmes: list[tuple[Programme, float]], out: Path, ends: float, host: Host) -> int:
+def _run(programmes: list[tuple[Programme, float]], out: Path, budget_s: float, ends: float, host: Host) -> int:
     """Doctor, then each programme in its share of the time that is left, then the report; 1 if a gate was red."""
     console = show.console()
     out.mkdir(parents=True, exist_ok=True)
@@ -170,10 +170,11 @@ def _run(programmes: list[tuple[Programme, float]], out: Path, ends: float, host
     doctor.render(found, console)
     records: list[Record] = []
     failed = False
+    sweeps_end = ends - min(REPORT_S, REPORT_SHARE * budget_s)
     for programme, share in programmes:
-        left = ends - REPORT_S - time.monotonic()
+        left = sweeps_end - time.monotonic()
         for step, part in (("gate", GATE_SHARE), ("sweep", 1.0)):
-            until = ends - REPORT_S - left * (1 - share * part)
+            until = sweeps_end - left * (1 - share * part)
             outcome = _step(console, step, programme, out, until, host)
             if outcome is not None:
                 records += outcome.records if step == "sweep" else []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from .workloads import Workload, attention_index
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 SCORE_STD, BIAS_STD = 0.8, 1.25
 # Atomic numbers of the one-hot element features; the last column takes every other element.
@@ -65,7 +67,7 @@ def build(problem: Problem, source: str | None) -> Inputs:
     module = _module(problem)
     seed_parameters(module, problem)
     module.to(device=problem.device, dtype=draw.dtype)
-    weights = dict(module.named_parameters())
+    weights: dict[str, Tensor] = dict(module.named_parameters())
     if problem.level == "attention":
         weights = {name: w for name, w in weights.items() if name.startswith(("norm_pair.", "pair_bias."))}
     inputs = Inputs(problem, work, module, tensors, fixed, weights, OUTPUTS[problem.level])
@@ -242,7 +244,7 @@ def shape_caller(inputs: Inputs, module: nn.Module) -> Callable[..., tuple[Tenso
 
         return lambda tok_idx: tuple(t[None] for t in build_sparse_pairs(tok_idx, inputs.problem.window))
     if level == "attention":
-        attend = module._attend  # the seam
+        attend = cast("AtomTransformerBlock", module)._attend  # the seam
         q, k, v, p = (tensors[name] for name in ("Q", "K", "V", "p"))
         return lambda neighbor_idx, valid_mask: (attend(q, k, v, p, neighbor_idx, valid_mask),)
     if level in ("block", "stack"):

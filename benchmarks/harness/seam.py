@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
     from .inputs import Case
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 class Call:
     """One call of the seam: the block, its arguments (Q, K, V, p, index, mask) and its output."""
 
-    block: nn.Module
+    block: AtomTransformerBlock
     arguments: tuple[Tensor, ...]
     output: Tensor
 
@@ -37,15 +39,15 @@ def watched(case: Case) -> Iterator[list[Call]]:
         yield calls
         return
     for block in blocks:
-        block._attend = _keeping(block, calls)  # on the instance, ahead of the class's own
+        vars(block)["_attend"] = _keeping(block, calls)  # on the instance, ahead of the class's own
     try:
         yield calls
     finally:
         for block in blocks:
-            del block._attend
+            del vars(block)["_attend"]
 
 
-def _keeping(block: nn.Module, calls: list[Call]):
+def _keeping(block: AtomTransformerBlock, calls: list[Call]):
     attend = type(block)._attend
 
     def keep(*arguments: Tensor) -> Tensor:
