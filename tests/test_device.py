@@ -229,6 +229,13 @@ def test_a_clean_checkout_has_a_commit_and_a_changed_one_is_dirty(checkout: Path
     assert device.git_state(checkout / "variants") == (None, None)  # installed code inside some checkout
 
 
+def test_an_exported_tree_says_its_commit_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_COMMIT", "c0ffee")
+    assert device.git_state(tmp_path) == ("c0ffee", None)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # a repository without a commit knows none either
+    assert device.git_state(tmp_path) == ("c0ffee", None)
+
+
 def test_the_hash_follows_the_sources_and_not_their_place(checkout: Path, tmp_path_factory) -> None:
     first = device.code_hash(checkout)
     elsewhere = tmp_path_factory.mktemp("site-packages")

@@ -203,11 +203,11 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
             return None
         return done.stdout.strip()
 
-    top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != folder.resolve():
+    top, head = git("rev-parse", "--show-toplevel"), git("rev-parse", "--verify", "--quiet", "HEAD")
+    if top is None or head is None or Path(top).resolve() != folder.resolve():
         return os.environ.get("BENCH_COMMIT"), None
     changed = git("status", "--porcelain", "--", *MEASURED, "benchmarks")
-    return git("rev-parse", "HEAD"), None if changed is None else bool(changed)
+    return head, None if changed is None else bool(changed)
 
 
 def _gpu_facts(device: str) -> dict[str, Any]:
