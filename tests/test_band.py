@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from pallatom.architecture.atom_transformers import build_sparse_pairs
 from tests.variant_cases import CASES
 from variants import NotABand, UnsupportedError, band_plan
-from variants._tiles import schedule
+from variants._batches import batches
+from variants._tiles import tiles
 
 
 def _index(counts: list[int], window: int, cut: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,32 +60,55 @@ def test_hull_holds_the_live_pairs_and_without_holes_nothing_else(index, seed, d
 
 
 @settings(max_examples=150, deadline=None)
-@given(indices, st.integers(1, 40))
-def test_tiles_move_every_live_slot_to_its_atom_and_none_else(index, rows) -> None:
+@given(indices, st.integers(1, 40), st.booleans())
+def test_tiles_move_every_live_slot_to_its_atom_and_none_else(index, rows, batched) -> None:
     idx, mask = index
     plan = band_plan(idx, mask)
-    tiles = schedule(plan, rows).tiles
-    assert [t.first for t in tiles] == sorted({t.first for t in tiles})
+    made = batches(plan, rows, 200) if batched else tiles(plan, rows)
     moved = []
-    for tile in tiles:
-        assert 0 < tile.n_rows <= rows
+    for tile in made:
+        assert tile.n_rows == tile.rows.stop - tile.rows.start > 0
+        assert batched or tile.n_rows <= rows
         slots = torch.arange(tile.n_rows * plan.n_neighbor)
-        landed = torch.full((tile.n_rows, tile.span), -1)
-        for run in tile.runs:
-            tile.columns(landed, run).copy_(tile.slots(slots, plan.n_neighbor, run))
-        assert tile.covered == int((landed >= 0).sum())
-        for row, column in (landed >= 0).nonzero().tolist():
-            at = int(landed[row, column])
-            assert at // max(plan.n_neighbor, 1) == row
-            moved.append((tile.first + row, at % plan.n_neighbor, tile.lo + column))
+        landed = torch.empty(tile.score_shape(1), dtype=torch.int64)
+        tile.to_span(slots[None], landed, -1)
+        returned = torch.full_like(slots, -2)
+        tile.to_slots(landed + 1, returned[None])
+        inside = set(landed[landed >= 0].tolist())
+        assert returned.tolist() == [slot + 1 if slot in inside else 0 for slot in slots.tolist()]
+        atoms = tile.window(torch.arange(len(idx))[None, :, None])[..., 0]
+        for part, row, column in (landed >= 0).nonzero().tolist():
+            slot = int(landed[part, row, column])
+            row = tile.rows.start + part * landed.shape[1] + row
+            assert slot // plan.n_neighbor == row - tile.rows.start
+            moved.append((row, slot % plan.n_neighbor, int(atoms[part, column])))
+    assert [t.rows.start for t in made] == sorted({t.rows.start for t in made})
     assert len(moved) == len(set(moved))
     assert set(moved) == _pairs(idx, mask)
+
+
+@settings(max_examples=60, deadline=None)
+@given(indices, st.integers(1, 40), st.booleans())
+def test_windows_and_queries_are_put_back_where_they_came_from(index, rows, batched) -> None:
+    idx, mask = index
+    plan = band_plan(idx, mask)
+    atoms = torch.arange(2.0 * len(idx) * 3).view(2, -1, 3)
+    copied, counted = torch.zeros_like(atoms), torch.zeros_like(atoms)
+    for tile in batches(plan, rows, 200) if batched else tiles(plan, rows):
+        tile.put_queries(copied, tile.queries(atoms))
+        live = torch.empty(tile.score_shape(2))
+        tile.to_span(torch.ones(2, tile.n_rows * plan.n_neighbor), live, 0)
+        tile.add_to_window(counted, live, torch.ones_like(tile.queries(atoms)))
+    alive = plan.stop > plan.start
+    assert torch.equal(copied[:, alive], atoms[:, alive])
+    seen = torch.zeros(len(idx)).index_add_(0, idx[mask], torch.ones(int(mask.sum())))
+    assert torch.equal(counted, seen[None, :, None].expand_as(counted))
 
 
 def test_equal_residues_are_moved_by_few_copies() -> None:
     idx, mask = build_sparse_pairs(torch.arange(14 * 60) // 14, 8)
     plan = band_plan(idx, mask)
-    assert max(len(t.runs) for t in schedule(plan, 84).tiles[1:-1]) == 1
+    assert max(len(t.runs) for t in tiles(plan, 84)[1:-1]) == 1
 
 
 def test_a_tile_is_cut_where_the_span_would_jump() -> None:
@@ -94,7 +118,7 @@ def test_a_tile_is_cut_where_the_span_would_jump() -> None:
     mask = (torch.arange(1000) < 16)[:, None].expand(-1, 8).contiguous()
     plan = band_plan(idx, mask)
     assert not plan.monotone
-    assert [(t.lo, t.hi) for t in schedule(plan, 64).tiles] == [(0, 8), (900, 908)] * 2
+    assert [(t.lo, t.hi) for t in tiles(plan, 64)] == [(0, 8), (900, 908)] * 2
 
 
 def test_what_is_no_band_is_refused_with_its_first_row() -> None:

@@ -151,8 +151,8 @@ CASES: dict[str, Case] = {
 
 
 @functools.cache
-def problem(name: str, dtype: torch.dtype) -> Problem:
-    """The same numbers every time, drawn in float64 and rounded to ``dtype``."""
+def problem(name: str, dtype: torch.dtype, device: str = "cpu") -> Problem:
+    """The same numbers every time and everywhere, drawn in float64 and rounded to ``dtype``."""
     case = CASES[name]
     g = torch.Generator().manual_seed(sum(map(ord, name)))
     idx, mask = case.index(g)
@@ -170,8 +170,9 @@ def problem(name: str, dtype: torch.dtype) -> Problem:
         block.norm_pair.weight.copy_(1 + 0.3 * draw(CHANNELS))
         block.norm_pair.bias.copy_(0.3 * draw(CHANNELS))
         block.pair_bias.weight.copy_(case.weight * draw(HEADS, CHANNELS))
-    q, k, v, p = (x.to(dtype) for x in inputs)
-    return Problem(block.to(dtype), (q, k, v, p), idx, mask, draw(case.batch, n, HEADS, DIM).to(dtype))
+    q, k, v, p = (x.to(device, dtype) for x in inputs)
+    grad_out = draw(case.batch, n, HEADS, DIM).to(device, dtype)
+    return Problem(block.to(device, dtype), (q, k, v, p), idx.to(device), mask.to(device), grad_out)
 
 
 def answer(block: AtomTransformerBlock, given: Problem) -> dict[str, Tensor]:
@@ -202,6 +203,6 @@ def errors(got: dict[str, Tensor], ref: dict[str, Tensor]) -> dict[str, float]:
     found = {}
     for name, x in got.items():
         scale = weights.norm() if name == "dnorm_pair.bias" else ref[name].norm()
-        distance = (x.double() - ref[name]).norm()
+        distance = (x.double().cpu() - ref[name]).norm()
         found[name] = float(distance / scale) if scale > 0 else float(distance)
     return found

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._tiles import Schedule, Tile
+from ._batches import Batch
+from ._tiles import Tile
 
-FILL = -1e30  # the score of a dead slot: exp gives exactly 0 beside any live one, and no NaN in a dead row
 _CANCELLATION = 64.0  # E[x²] / Var beyond which a tile is centred first: the variance then loses at most 6 bits
 
 
@@ -38,7 +38,7 @@ class PairBias:
     """
 
     def __init__(
-        self, p: Tensor, gamma: Tensor, weight: Tensor, eps: float, mask: Tensor, schedule: Schedule, dtype: torch.dtype
+        self, p: Tensor, gamma: Tensor, weight: Tensor, eps: float, mask: Tensor, max_pairs: int, dtype: torch.dtype
     ) -> None:
         self.p, self.eps, self.mask = p, eps, mask
         self.n_neighbor, self.channels = p.shape[2:]
@@ -51,41 +51,33 @@ class PairBias:
         self._unproject = torch.cat([self._folded, ones])
         self._mean_of_squares = ones[0] / self.channels
         self.moment = torch.zeros_like(folded)
-        pairs = schedule.max_rows * self.n_neighbor
+        pairs = max_pairs
         self._in_place = p.dtype == dtype and p.is_contiguous()
         self._x = folded.new_empty(0 if self._in_place else pairs, self.channels)
         self._squares = folded.new_empty(pairs * max(self.channels, self.heads + 1))
         self._z = folded.new_empty((self.heads + 1) * pairs)
         self._square_mean, self._rstd = folded.new_empty(2, pairs)
 
-    def load(self, b: int, tile: Tile) -> Pairs:
-        """Read the tile's pairs and normalise: the only pass over p."""
+    def load(self, b: int, tile: Tile | Batch) -> Pairs:
+        """Read the tile's pairs and normalise: the only pass over p. ``tile`` may be a batch of tiles.
+
+        On CUDA every tile is centred, since to ask whether that is needed would stop the queue.
+        """
         x = self._read(b, tile)
-        pairs, trusted = self._normalise(x)
-        if not trusted:
-            pairs, _ = self._normalise(self._centred(x, self._live(b, tile)))
+        if not x.is_cuda:
+            pairs, trusted = self._normalise(x)
+        if x.is_cuda or not trusted:
+            pairs, _ = self._normalise(self._centred(x, self.live(b, tile)))
         pairs.bias.mul_(pairs.rstd)
         return pairs
 
-    def write(self, tile: Tile, pairs: Pairs, scores: Tensor, holes_of: int | None) -> None:
-        """The bias in span coordinates, ``FILL`` outside the band and in the holes of item ``holes_of``."""
-        if holes_of is not None:
-            pairs.bias.masked_fill_(~self._live(holes_of, tile), FILL)
-        if tile.covered != tile.n_rows * tile.span:
-            scores.fill_(FILL)
-        for run in tile.runs:
-            tile.columns(scores, run).copy_(tile.slots(pairs.bias, self.n_neighbor, run))
-
-    def backward(self, b: int, tile: Tile, pairs: Pairs, dscores: Tensor, dp: Tensor | None) -> None:
+    def backward(self, b: int, tile: Tile | Batch, pairs: Pairs, dscores: Tensor, dp: Tensor | None) -> None:
         """Add the tile to ``moment`` and write its part of ``dp``; uses up ``pairs``."""
         x, bias, mean, rstd = pairs
         size = len(mean)
         grad = self._squares[: (self.heads + 1) * size].view(self.heads + 1, size)
         dbias = grad[:-1]
-        if tile.covered != tile.n_rows * self.n_neighbor:
-            dbias.zero_()
-        for run in tile.runs:
-            tile.slots(dbias, self.n_neighbor, run).copy_(tile.columns(dscores, run))
+        tile.to_slots(dscores, dbias)
         minus_u = torch.sum(bias.mul_(dbias), 0, out=self._square_mean[:size])
         minus_u.mul_(rstd).mul_(rstd).mul_(-1 / self.channels)
         dbias.mul_(rstd)
@@ -103,7 +95,7 @@ class PairBias:
         """(dγ [C], dW [H, C]); the part of dW that goes with β is Σ_k dS = 0."""
         return (self.weight * self.moment).sum(0), self.gamma * self.moment
 
-    def _read(self, b: int, tile: Tile) -> Tensor:
+    def _read(self, b: int, tile: Tile | Batch) -> Tensor:
         rows = self.p[b, tile.rows]
         if self._in_place:
             return rows.view(-1, self.channels)
@@ -111,10 +103,15 @@ class PairBias:
         x.view(rows.shape).copy_(rows)
         return x
 
+    def live(self, b: int, tile: Tile | Batch) -> Tensor:
+        """Bool [T·K]."""
+        return self.mask[b % len(self.mask), tile.rows].reshape(-1)
+
     def _normalise(self, x: Tensor) -> tuple[Pairs, bool]:
         """The pairs with the bias still to be scaled by rstd, and whether the variance can be trusted.
 
-        Not to be trusted: cancellation, or something that is not finite in any slot, dead ones included.
+        Not to be trusted: cancellation, or something that is not finite in any slot, dead ones included. Not asked on
+        CUDA.
         """
         size = len(x)
         z = self._z[: (self.heads + 1) * size].view(self.heads + 1, size)
@@ -123,14 +120,12 @@ class PairBias:
         square_mean = torch.mv(squares, self._mean_of_squares, out=self._square_mean[:size])
         mean, rstd = z[-1], self._rstd[:size]
         torch.addcmul(square_mean, mean, mean, value=-1, out=rstd)
-        trusted = bool(square_mean.sub_(rstd, alpha=_CANCELLATION).max() <= 0)
+        trusted = x.is_cuda or bool(square_mean.sub_(rstd, alpha=_CANCELLATION).max() <= 0)
         rstd.add_(self.eps).rsqrt_()
         return Pairs(x, z[:-1], mean, rstd), trusted
 
-    def _centred(self, x: Tensor, live: Tensor) -> Tensor:
-        """x − mean over the channels, 0 in dead slots, in scratch that outlives ``x²``."""
+    @staticmethod
+    def _centred(x: Tensor, live: Tensor) -> Tensor:
+        """x − mean over the channels, 0 in dead slots."""
         clean = torch.where(live[:, None], x, 0)
-        return clean - clean.mean(1, keepdim=True)
-
-    def _live(self, b: int, tile: Tile) -> Tensor:
-        return self.mask[b % len(self.mask), tile.rows].reshape(-1)
+        return clean.sub_(clean.mean(1, keepdim=True))

@@ -42,12 +42,16 @@ class _Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows ``[first, stop)`` against atoms ``[lo, hi)``; ``covered`` counts the slots inside the rows' hulls."""
+    """Rows ``[first, stop)`` against atoms ``[lo, hi)``; ``covered`` counts the slots inside the rows' hulls.
+
+    Slot coordinates are ``[H, T·K]``, span coordinates ``[H, T, S]``, atoms ``[H, N, D]``.
+    """
 
     first: int
     stop: int
     lo: int
     hi: int
+    n_neighbor: int
     runs: tuple[Run, ...]
     covered: int
     has_dead: bool
@@ -57,10 +61,6 @@ class Tile:
         return slice(self.first, self.stop)
 
     @property
-    def keys(self) -> slice:
-        return slice(self.lo, self.hi)
-
-    @property
     def n_rows(self) -> int:
         return self.stop - self.first
 
@@ -68,35 +68,58 @@ class Tile:
     def span(self) -> int:
         return self.hi - self.lo
 
-    def slots(self, x: Tensor, n_neighbor: int, run: Run) -> Tensor:
-        """The run's live part of ``x [..., rows * K]`` (slot coordinates) as a view ``[..., count, size, width]``."""
-        size = (*x.shape[:-1], run.count, run.size, run.width)
-        stride = (*x.stride()[:-1], run.size * n_neighbor, n_neighbor, 1)
-        return x.as_strided(size, stride, x.storage_offset() + run.row * n_neighbor + run.slot)
+    def score_shape(self, heads: int) -> tuple[int, int, int]:
+        return heads, self.n_rows, self.span
 
-    def columns(self, x: Tensor, run: Run) -> Tensor:
-        """The same part of ``x [..., rows, span]`` (span coordinates) as a view ``[..., count, size, width]``."""
-        size = (*x.shape[:-2], run.count, run.size, run.width)
-        stride = (*x.stride()[:-2], run.size * self.span + run.step, self.span, 1)
+    def queries(self, atoms: Tensor) -> Tensor:
+        return atoms[:, self.first : self.stop]
+
+    def window(self, atoms: Tensor) -> Tensor:
+        return atoms[:, self.lo : self.hi]
+
+    def put_queries(self, atoms: Tensor, values: Tensor) -> None:
+        """Write ``values [H, T, D]`` to the tile's rows."""
+        atoms[:, self.first : self.stop] = values
+
+    def add_to_window(self, atoms: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add ``aᵀ b`` to the tile's span: a ``[H, T, S]``, b ``[H, T, D]``."""
+        atoms[:, self.lo : self.hi].baddbmm_(a.transpose(1, 2), b)
+
+    def to_span(self, slots: Tensor, span: Tensor, fill: float) -> None:
+        """Copy every slot inside its row's hull to its atom's column; ``fill`` elsewhere."""
+        if self.covered != self.n_rows * self.span:
+            span.fill_(fill)
+        for run in self.runs:
+            self._columns(span, run).copy_(self._slots(slots, run))
+
+    def to_slots(self, span: Tensor, slots: Tensor) -> None:
+        """The way back; 0 in slots outside the hull."""
+        if self.covered != self.n_rows * self.n_neighbor:
+            slots.zero_()
+        for run in self.runs:
+            self._slots(slots, run).copy_(self._columns(span, run))
+
+    def _slots(self, x: Tensor, run: Run) -> Tensor:
+        """The run's live part of ``x [H, T·K]`` as a view ``[H, count, size, width]``."""
+        width = self.n_neighbor
+        size = (x.shape[0], run.count, run.size, run.width)
+        stride = (x.stride(0), run.size * width, width, 1)
+        return x.as_strided(size, stride, x.storage_offset() + run.row * width + run.slot)
+
+    def _columns(self, x: Tensor, run: Run) -> Tensor:
+        """The same part of ``x [H, T, S]`` as a view ``[H, count, size, width]``."""
+        size = (x.shape[0], run.count, run.size, run.width)
+        stride = (x.stride(0), run.size * self.span + run.step, self.span, 1)
         return x.as_strided(size, stride, x.storage_offset() + run.row * self.span + run.column)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The tiles of a plan, dead rows left out where a whole tile is dead, and the largest sizes among them."""
-
-    tiles: tuple[Tile, ...]
-    max_rows: int
-    max_span: int
-    max_area: int  # rows * span
-
-
-def schedule(plan: BandPlan, rows: int) -> Schedule:
-    """Tiles of at most ``rows`` rows, cut between groups where possible, and early where the span would jump.
+def tiles(plan: BandPlan, rows: int) -> tuple[Tile, ...]:
+    """Tiles of at most ``rows`` rows, cut between groups where possible, and early where the span would jump; dead ones
+    are left out.
 
     Greedy: a group joins the tile unless that makes too many rows or a span well beyond one row's neighbours.
     """
-    tiles: list[Tile] = []
+    made: list[Tile] = []
     batch: list[_Group] = []
     lo = hi = 0
     for group in _groups(plan, rows):
@@ -104,19 +127,13 @@ def schedule(plan: BandPlan, rows: int) -> Schedule:
         if group.start == group.end:
             wide_lo, wide_hi = lo, hi
         if batch and (group.stop - batch[0].first > rows or wide_hi - wide_lo > plan.n_neighbor + 2 * rows):
-            tiles.append(_tile(batch, lo, hi, plan.n_neighbor))
+            made.append(_tile(batch, lo, hi, plan.n_neighbor))
             batch, wide_lo, wide_hi = [], group.start, group.end
         batch.append(group)
         lo, hi = wide_lo, wide_hi
     if batch:
-        tiles.append(_tile(batch, lo, hi, plan.n_neighbor))
-    live = tuple(t for t in tiles if t.span)
-    return Schedule(
-        live,
-        max((t.n_rows for t in live), default=0),
-        max((t.span for t in live), default=0),
-        max((t.n_rows * t.span for t in live), default=0),
-    )
+        made.append(_tile(batch, lo, hi, plan.n_neighbor))
+    return tuple(tile for tile in made if tile.span)
 
 
 def _groups(plan: BandPlan, rows: int) -> Iterator[_Group]:
@@ -144,7 +161,7 @@ def _tile(groups: list[_Group], lo: int, hi: int, n_neighbor: int) -> Tile:
             runs.append(one)
     covered = sum(r.count * r.size * r.width for r in runs)
     has_dead = sum(r.count * r.size for r in runs) < stop - first
-    return Tile(first, stop, lo, hi, tuple(runs), covered, has_dead)
+    return Tile(first, stop, lo, hi, n_neighbor, tuple(runs), covered, has_dead)
 
 
 def _join(run: Run, one: Run) -> Run | None:

@@ -21,14 +21,19 @@ from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape
 from ._band import BandPlan, band_plan
+from ._batches import Batch, batches
 from ._pair_bias import PairBias, Pairs
 from ._registry import require
 from ._remember import remembered
-from ._tiles import Schedule, Tile, schedule
+from ._tiles import Tile, tiles
 
+_FILL = -1e30  # the score of a dead slot: exp gives exactly 0 beside any live one, and no NaN in a dead row
 _TILE_PAIRS = 32_768  # what stays in cache, and up to which one number per pair is worth one thread only
 _TILE_ROWS = (32, 160)  # fewer rows: overhead per tile; more: scores outside the band
-_CUDA_TILE_ROWS = 1024  # a tile takes some twenty launches, whatever its size: few tiles
+_CUDA_TILE_ROWS = 64
+_CUDA_BATCH_PAIRS = 1 << 20  # enough for every launch to fill the device, little beside a p that is worth a device
+_CUDA_TILE_ROWS = 64
+_CUDA_BATCH_PAIRS = 1 << 20  # a batch takes some twenty launches, whatever its size; little beside a large p
 
 
 class BandedBlock(AtomTransformerBlock):
@@ -54,7 +59,7 @@ class _BandedAttention(torch.autograd.Function):
             q, k, v = work.by_head(b, Q, K, V)
             for tile in work.tiles:
                 probs, _ = work.probabilities(b, tile, q, k)
-                out[b, tile.rows] = torch.bmm(probs, v[:, tile.keys]).transpose(0, 1)
+                tile.put_queries(out[b].transpose(0, 1), torch.bmm(probs, tile.window(v)))
         ctx.save_for_backward(Q, K, V, p, gamma, beta, weight, mask, out)
         ctx.eps, ctx.plan = eps, plan
         return out
@@ -94,14 +99,14 @@ def _item_backward(work: _Work, b: int, inputs: list[Tensor], dp: Tensor | None)
     minus_delta = (dout * out).sum(-1, keepdim=True).neg_()
     dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
     for tile in work.tiles:
-        rows, keys = tile.rows, tile.keys
+        dout_tile = tile.queries(dout)
         probs, pairs = work.probabilities(b, tile, q, k)
-        dv[:, keys].baddbmm_(probs.transpose(1, 2), dout[:, rows])
+        tile.add_to_window(dv, probs, dout_tile)
         dscores = work.scores(tile)
-        torch.baddbmm(minus_delta[:, rows], dout[:, rows], v[:, keys].transpose(1, 2), out=dscores)
+        torch.baddbmm(tile.queries(minus_delta), dout_tile, tile.window(v).transpose(1, 2), out=dscores)
         dscores.mul_(probs)
-        dq[:, rows] = torch.bmm(dscores, k[:, keys])
-        dk[:, keys].baddbmm_(dscores.transpose(1, 2), q[:, rows])
+        tile.put_queries(dq, torch.bmm(dscores, tile.window(k)))
+        tile.add_to_window(dk, dscores, tile.queries(q))
         work.pair_bias.backward(b, tile, pairs, dscores, dp)
     return dq.mul_(work.scale), dk, dv
 
@@ -113,12 +118,13 @@ class _Work:
         self.p, self.plan = p, plan
         self.heads, self.scale = weight.shape[0], Q.shape[-1] ** -0.5
         self.dtype = torch.promote_types(torch.promote_types(Q.dtype, p.dtype), torch.float32)
-        tiling = _tiling(plan)
-        self.tiles = tiling.tiles
+        self.tiles = _tiling(plan)
+        max_pairs = max((t.n_rows * plan.n_neighbor for t in self.tiles), default=0)
+        max_scores = max((t.n_rows * t.span for t in self.tiles), default=0)
         items = mask if mask.dim() == 3 else mask[None]
         self.dead = ~items.any(-1) if plan.has_holes or any(t.has_dead for t in self.tiles) else None
-        self.pair_bias = PairBias(p, gamma, weight, eps, items, tiling, self.dtype)
-        self._scores, self._probs = self.pair_bias.moment.new_empty(2, self.heads * tiling.max_area)
+        self.pair_bias = PairBias(p, gamma, weight, eps, items, max_pairs, self.dtype)
+        self._scores, self._probs = self.pair_bias.moment.new_empty(2, self.heads * max_scores)
 
     def by_head(self, b: int, *tensors: Tensor) -> list[Tensor]:
         """Item ``b`` of each [B, N, H, D] as contiguous [H, N, D]; the first, Q, times 1/√D."""
@@ -126,18 +132,21 @@ class _Work:
         heads[0] = heads[0] * self.scale
         return heads
 
-    def scores(self, tile: Tile) -> Tensor:
-        return self._scores[: self.heads * tile.n_rows * tile.span].view(self.heads, tile.n_rows, tile.span)
+    def scores(self, tile: Tile | Batch) -> Tensor:
+        return self._scores[: self.heads * tile.n_rows * tile.span].view(tile.score_shape(self.heads))
 
-    def probabilities(self, b: int, tile: Tile, q: Tensor, k: Tensor) -> tuple[Tensor, Pairs]:
+    def probabilities(self, b: int, tile: Tile | Batch, q: Tensor, k: Tensor) -> tuple[Tensor, Pairs]:
         """A [H, T, S] of one tile, 0 outside the band and in dead rows, and its pairs; valid until the next tile."""
-        scores = self.scores(tile)
         pairs = self.pair_bias.load(b, tile)
-        self.pair_bias.write(tile, pairs, scores, b if self.plan.has_holes else None)
-        scores.baddbmm_(q[:, tile.rows], k[:, tile.keys].transpose(1, 2))
+        if self.plan.has_holes:
+            pairs.bias.masked_fill_(~self.pair_bias.live(b, tile), _FILL)
+        scores = self.scores(tile)
+        tile.to_span(pairs.bias, scores, _FILL)
+        scores.baddbmm_(tile.queries(q), tile.window(k).transpose(1, 2))
         probs = torch.softmax(scores, -1, out=self._probs[: scores.numel()].view(scores.shape))
         if self.dead is not None and (tile.has_dead or self.plan.has_holes):
-            probs.masked_fill_(self.dead[b % len(self.dead), tile.rows, None], 0)
+            by_row = probs.view(self.heads, tile.n_rows, tile.span)
+            by_row.masked_fill_(self.dead[b % len(self.dead), tile.rows, None], 0)
         return probs, pairs
 
     def empty_pair_gradient(self) -> Tensor:
@@ -145,31 +154,34 @@ class _Work:
         dp = torch.empty(self.p.shape, dtype=self.p.dtype, device=self.p.device)
         done = 0
         for tile in self.tiles:
-            dp[:, done : tile.first] = 0
-            done = tile.stop
+            dp[:, done : tile.rows.start] = 0
+            done = tile.rows.stop
         dp[:, done:] = 0
         return dp
 
 
 @remembered
-def _tiling(plan: BandPlan) -> Schedule:
-    return schedule(plan, _tile_rows(plan.n_neighbor, plan.base.device.type))
+def _tiling(plan: BandPlan) -> tuple[Tile, ...] | tuple[Batch, ...]:
+    if plan.base.is_cuda:
+        return batches(plan, _CUDA_TILE_ROWS, _CUDA_BATCH_PAIRS)
+    return tiles(plan, _tile_rows(plan.n_neighbor))
 
 
-def _tile_rows(n_neighbor: int, device: str) -> int:
-    if device == "cuda":
-        return _CUDA_TILE_ROWS
+def _tile_rows(n_neighbor: int) -> int:
     return min(max(_TILE_PAIRS // max(n_neighbor, 1), _TILE_ROWS[0]), _TILE_ROWS[1])
 
 
 def cost(shape: Shape, mode: Mode) -> Cost:
     """The operation's, with the products over a span of S = K + T keys instead of K; p passes once each way."""
-    rows = min(_tile_rows(shape.n_neighbor, shape.device), shape.n_atom)
-    span = shape.n_neighbor + rows
+    cuda = shape.device == "cuda"
+    tile = min(_CUDA_TILE_ROWS if cuda else _tile_rows(shape.n_neighbor), shape.n_atom)
+    span = shape.n_neighbor + tile
+    rows = min(max(tile, _CUDA_BATCH_PAIRS // span), shape.n_atom) if cuda else tile
     acc = max(shape.itemsize, shape.pair_itemsize, 4)
     products = 4 * shape.batch * shape.n_atom * span * shape.heads * shape.head_dim
     project = 2 * shape.n_pairs * (shape.heads + 2) * shape.c_pair
-    copies = 1 if shape.pair_itemsize == acc else 2  # of a tile of p: its squares, and itself where it must be widened
+    # of a tile of p: its squares, and itself where it must be widened; on CUDA it is always centred as well
+    copies = (1 if shape.pair_itemsize == acc else 2) + 2 * cuda
     scratch = rows * (shape.n_neighbor * (copies * shape.c_pair + shape.heads + 3) + 2 * shape.heads * span) * acc
     by_head = shape.n_atom * shape.heads * shape.head_dim * acc
     if mode == "fwd":
