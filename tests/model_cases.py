@@ -19,6 +19,11 @@ C_ATOM, C_PAIR_OF_ATOMS, HEADS, C_TOKEN, C_PAIR, ELEMENTS, WINDOW = 24, 6, 4, 20
 N_RES = 13
 JUNK = (-1, 10**9, -(10**12), 2**62)
 
+# Relative error of outputs: a few roundings of the dtype. Gradients get ten times as much, because a ReLU that rounding
+# flips, or a sum that cancels, costs percents in 16 bits; a lost term costs 100%.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+GRADIENT_FACTOR = 10
+
 
 def tokens(order: str = "sorted") -> Tensor:
     """1 to 9 atoms per residue; residues 4 and the last hold none. `order`: sorted or shuffled."""

@@ -13,8 +13,7 @@ from . import model_cases as cases
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+DTYPES = pytest.mark.parametrize("dtype", cases.TOLERANCE, ids=str)
 
 
 def on_gpu(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -42,11 +41,12 @@ def test_stack(dtype: torch.dtype, mask: str) -> None:
         total = (output.double() * torch.linspace(-1, 1, output.numel(), device="cuda").view_as(output)).sum()
         wanted = {name: leaf for name, leaf in {**leaves, **state}.items() if leaf.requires_grad}
         gradients = dict(zip(wanted, torch.autograd.grad(total, list(wanted.values())), strict=True))
-        results.append({"q": output, **gradients})
+        results.append({"output": output, **gradients})
     got, want = results
     for name, value in want.items():
         if not name.endswith("norm_pair.bias"):  # 0 but for rounding
-            assert cases.error(got[name], value) < TOLERANCE[dtype], name
+            allowed = cases.TOLERANCE[dtype] * (1 if name == "output" else cases.GRADIENT_FACTOR)
+            assert cases.error(got[name], value) < allowed, name
 
 
 @DTYPES
@@ -58,7 +58,7 @@ def test_encoder_and_decoder(part: str, dtype: torch.dtype) -> None:
     want = reference(module.state_dict(), **inputs, window_size=cases.WINDOW, n_heads=cases.HEADS)
     for got, value in zip(module(**inputs), want, strict=True):
         assert got.dtype == dtype
-        assert cases.error(got, value) < TOLERANCE[dtype]
+        assert cases.error(got, value) < cases.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -71,7 +71,7 @@ def test_autocast(part: str, dtype: torch.dtype) -> None:
     with torch.autocast("cuda", dtype):
         outputs = module(**inputs)
     for got, value in zip(outputs, want, strict=True):
-        assert cases.error(got, value) < TOLERANCE[dtype]
+        assert cases.error(got, value) < 3 * cases.TOLERANCE[dtype]
     sum(o.float().sum() for o in outputs).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 

@@ -24,9 +24,7 @@ from variants import _op
 
 from . import model_cases as cases
 
-# A few times the rounding of the dtype: two blocks, or a gradient through them, lose that much.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
 def outputs_of(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -44,12 +42,13 @@ def test_dtypes(dtype: torch.dtype) -> None:
         output = _op.stack_reference(state, **leaves, n_heads=cases.HEADS) if reference else module(**leaves)
         gradients = cases.pull_back([output], {**leaves, **state})
         assert all(g.dtype == dtype for g in gradients.values())
-        results.append({"q": output, **gradients})
+        results.append({"output": output, **gradients})
     got, want = results
-    assert got["q"].dtype == dtype
+    assert got["output"].dtype == dtype
     for name, value in want.items():
         if not name.endswith("norm_pair.bias"):  # 0 but for rounding
-            assert cases.error(got[name], value) < 3 * TOLERANCE[dtype], name
+            allowed = cases.TOLERANCE[dtype] * (1 if name == "output" else cases.GRADIENT_FACTOR)
+            assert cases.error(got[name], value) < allowed, name
 
 
 @DTYPES
@@ -61,7 +60,7 @@ def test_dtypes_of_encoder_and_decoder(part: str, dtype: torch.dtype) -> None:
     want = reference(module.state_dict(), **inputs, window_size=cases.WINDOW, n_heads=cases.HEADS)
     for got, value in zip(module(**inputs), want, strict=True):
         assert got.dtype == dtype
-        assert cases.error(got, value) < 3 * TOLERANCE[dtype]
+        assert cases.error(got, value) < cases.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -74,7 +73,7 @@ def test_autocast(dtype: torch.dtype) -> None:
         with torch.autocast("cpu", dtype):
             output = module(**leaves)
         assert output.dtype == torch.float32
-        assert cases.error(output, want) < TOLERANCE[dtype]
+        assert cases.error(output, want) < cases.TOLERANCE[dtype]
         for name, gradient in cases.pull_back([output], {**leaves, **dict(module.named_parameters())}).items():
             assert gradient.isfinite().all(), name
     with pytest.raises(TypeError, match=r"p must be torch\.float32"):
@@ -93,7 +92,7 @@ def test_autocast_of_encoder_and_decoder(part: str, dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype):
         outputs = module(**leaves)
     for got, value in zip(outputs, want, strict=True):
-        assert cases.error(got, value) < 2 * TOLERANCE[dtype]
+        assert cases.error(got, value) < 3 * cases.TOLERANCE[dtype]
     for name, gradient in cases.pull_back(outputs, {**leaves, **dict(module.named_parameters())}).items():
         assert gradient.isfinite().all(), name
 
@@ -108,7 +107,7 @@ def test_seam_takes_queries_narrower_than_pairs() -> None:
     pair = (block.norm_pair.weight, block.norm_pair.bias, block.pair_bias.weight)
     want = _op.attention_reference(Q, Q, Q, inputs.p, *pair, inputs.neighbor_idx, inputs.valid_mask)
     assert output.dtype == torch.bfloat16
-    assert cases.error(output, want) < TOLERANCE[torch.bfloat16]
+    assert cases.error(output, want) < cases.TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -284,6 +283,7 @@ def test_trunk_channels_never_meet_atom_pairs(part: str) -> None:
 @pytest.fixture(scope="module")
 def checked() -> Iterator[ModuleType]:
     """A second copy of the module whose jaxtyping signatures are checked on every call."""
+    pytest.importorskip("beartype")
     name = "pallatom.architecture.atom_transformers"
     package = sys.modules["pallatom.architecture"]
     plain = sys.modules.pop(name)
