@@ -5,40 +5,139 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_common import LOG2_E, LOWEST, dot, normalise, small_dot, split_weight, spread, spread_weight, within
+from ._triton_common import LOG2_E, LOWEST, dot, normalise, repeat, small_dot, split_weight, spread_weight, within
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS"])
 def backward_prepare(
     O, DO, DELTA, DQ, DP, BASE, START, STOP, N, SLOTS,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr,
-    ZERO_DQ: tl.constexpr, BT: tl.constexpr,
+    ZERO_DQ: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """One row: ``delta[h] = <dO, O>``; dQ's accumulator and the slots of dp outside the row's band set to 0."""
-    l = tl.program_id(0)
+    """BM rows: ``delta[h] = <dO, O>``; dQ's accumulator and the slots of dp outside the rows' bands set to 0."""
+    l = tl.program_id(0) * BM + tl.arange(0, BM)
     row = tl.program_id(1).to(tl.int64) * N + l
     h = tl.arange(0, HP)
     d = tl.arange(0, DH)
-    off = row * (H * D) + h[:, None] * D + d[None, :]
-    mask = (h < H)[:, None] & (d < D)[None, :]
+    present = l < N
+    off = row[:, None, None] * (H * D) + h[None, :, None] * D + d[None, None, :]
+    mask = present[:, None, None] & (h < H)[None, :, None] & (d < D)[None, None, :]
     o = tl.load(O + off, mask=mask, other=0.0).to(tl.float32)
     do = tl.load(DO + off, mask=mask, other=0.0).to(tl.float32)
-    tl.store(DELTA + row * H + h, tl.sum(o * do, 1), mask=h < H)
+    tl.store(DELTA + row[:, None] * H + h[None, :], tl.sum(o * do, 2), mask=present[:, None] & (h < H)[None, :])
     if ZERO_DQ:
-        tl.store(DQ + off, tl.zeros([HP, DH], tl.float32), mask=mask)
-    base = tl.load(BASE + l)
-    front = (tl.load(START + l) - base) * C
-    back = (tl.load(STOP + l) - base) * C
-    dead = back <= front
-    front = tl.where(dead, 0, front)
-    back = tl.where(dead, 0, back)
-    zero = tl.zeros([BT], DP.dtype.element_ty)
+        tl.store(DQ + off, tl.zeros([BM, HP, DH], tl.float32), mask=mask)
+    base = tl.load(BASE + l, mask=present, other=0)
+    start = tl.load(START + l, mask=present, other=0)
+    stop = tl.load(STOP + l, mask=present, other=0)
+    dead = present & (stop <= start)
+    # elements of a row before its band and after it; all of a dead row, none of a row beyond the last
+    front = tl.where(dead, SLOTS * C, tl.where(present, start - base, 0) * C)
+    back = tl.where(present & (stop > start), (stop - base) * C, SLOTS * C)
     t = tl.arange(0, BT)
-    pairs = DP + row * SLOTS * C
-    for k0 in range(0, front, BT):
-        tl.store(pairs + k0 + t, zero, mask=k0 + t < front)
-    for k0 in range(back, SLOTS * C, BT):
-        tl.store(pairs + k0 + t, zero, mask=k0 + t < SLOTS * C)
+    zero = tl.zeros([BM, BT], DP.dtype.element_ty)
+    pairs = DP + (row * SLOTS * C)[:, None]
+    for k0 in range(0, tl.max(front, 0), BT):
+        at = (k0 + t)[None, :]
+        tl.store(pairs + at, zero, mask=at < front[:, None])
+    for k0 in range(tl.min(back, 0) // BT * BT, SLOTS * C, BT):
+        at = (k0 + t)[None, :]
+        tl.store(pairs + at, zero, mask=(at >= back[:, None]) & (at < SLOTS * C))
+
+
+@triton.jit
+def _backward_tile(
+    m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS, w2, wt, scale2, eps,
+    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """BM queries from atom ``m0`` on x the program's BN keys: writes dp and dQ's share, updates ``(dk, dv, dw)``.
+
+    An interior tile (not EDGE) is seen whole by all its rows: it needs neither their ends nor any masks.
+    """
+    PAIRS: tl.constexpr = BM * BN
+    ptype = P.dtype.element_ty
+    h = tl.arange(0, HP)
+    d = tl.arange(0, DH)
+    c = tl.arange(0, CP)
+    row = tl.arange(0, BM)
+    n = pid * BN + tl.arange(0, BN)
+    l = m0 + row
+    present = l < last
+    base = tl.load(BASE + l, mask=present, other=0)
+    tile = (row * SLOTS - base)[:, None] + n[None, :]
+    origin = SLOTS.to(tl.int64) * m0
+    offset = (tl.reshape(tile, [PARTS, PAIRS // PARTS]) * C)[:, :, None] + c[None, None, :]
+    q_off = l[None, :, None] * (H * D) + h[:, None, None] * D + d[None, None, :]
+    stat_off = l[None, :] * H + h[:, None]
+    hd = (h < H)[:, None, None] & (d < D)[None, None, :]
+    whole: tl.constexpr = HP == H and DH == D and not EDGE
+    if EDGE:
+        start = tl.load(START + l, mask=present, other=0)
+        stop = tl.load(STOP + l, mask=present, other=0)
+        inside = within(n[None, :] - start[:, None], (stop - start)[:, None])
+        keep = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
+        p = tl.load(P + origin * C + offset, mask=keep, other=0.0)
+    elif CP == C:
+        p = tl.load(P + origin * C + offset)
+    else:
+        p = tl.load(P + origin * C + offset, mask=(c < C)[None, None, :], other=0.0)
+    if whole:
+        q = tl.load(Q + q_off)
+        do = tl.load(DO + q_off)
+        lse = tl.load(LSE + stat_off)
+        delta = tl.load(DELTA + stat_off)
+    else:
+        q = tl.load(Q + q_off, mask=present[None, :, None] & hd, other=0.0)
+        do = tl.load(DO + q_off, mask=present[None, :, None] & hd, other=0.0)
+        lse = tl.load(LSE + stat_off, mask=present[None, :] & (h < H)[:, None], other=float("inf"))
+        delta = tl.load(DELTA + stat_off, mask=present[None, :] & (h < H)[:, None], other=0.0)
+
+    # scores again, transposed, [head, keys, queries]: so A and dS are dV's and dK's left operands as they are
+    x, rstd = normalise(p, eps, C, CP)
+    bias = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, PAIRS // PARTS, HP, 2]), 3) * rstd[:, :, None]
+    bias = tl.reshape(bias, [BM, BN, HP])
+    if HAS_MASK:
+        if EDGE:
+            live = tl.load(MASK + origin + tile, mask=inside, other=0) != 0
+        else:
+            live = tl.load(MASK + origin + tile) != 0
+        bias = tl.where(live[:, :, None], bias, LOWEST)
+    elif EDGE:
+        bias = tl.where(inside[:, :, None], bias, LOWEST)
+    s = dot(k, tl.permute(q, (0, 2, 1)), tl.permute(bias, (2, 1, 0)))
+    a = tl.exp2(s * scale2 - lse[:, None, :])
+    dv = dot(a.to(do.dtype), do, dv)
+    ds = a * (dot(v, tl.permute(do, (0, 2, 1))) - delta[:, None, :])
+    ds_q = ds.to(q.dtype)
+    dk = dot(ds_q, q, dk)
+    dq = dot(tl.permute(ds_q, (0, 2, 1)), k)
+    if not ATOMIC:  # the row's slot of this key block: every slot of a row is written exactly once
+        slot_start = tl.load(START + l, mask=present, other=0)
+        slot_stop = tl.load(STOP + l, mask=present, other=0)
+        meets = present & (slot_start < (pid + 1) * BN) & (slot_stop > pid * BN)
+        slot = (pid - slot_start // BN).to(tl.int64) * N * (H * D)
+        tl.store(DQ + slot[None, :, None] + q_off, dq, mask=meets[None, :, None] & hd)
+    elif whole:
+        tl.atomic_add(DQ + q_off, dq, sem="relaxed")
+    else:
+        tl.atomic_add(DQ + q_off, dq, mask=present[None, :, None] & hd, sem="relaxed")
+
+    # LayerNorm backward of a normalised row x under a weight centred over c, with G = dS Wc^T:
+    # dp = rstd (G - x <x, G> / C); dWc = x^T dS
+    x = x * rstd[:, :, None]
+    ds_p = tl.reshape(tl.permute(ds.to(ptype), (2, 1, 0)), [PARTS, PAIRS // PARTS, HP])
+    g = small_dot(repeat(ds_p, wt.shape[0] // HP), wt)
+    dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
+    if EDGE:
+        tl.store(DP + origin * C + offset, dp.to(ptype), mask=keep)
+    elif CP == C:
+        tl.store(DP + origin * C + offset, dp.to(ptype))
+    else:
+        tl.store(DP + origin * C + offset, dp.to(ptype), mask=(c < C)[None, None, :])
+    dw = dot(tl.permute(x.to(ptype), (0, 2, 1)), repeat(ds_p, 2), dw)
+    return dk, dv, dw
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item", "dq_parts"])
@@ -47,20 +146,19 @@ def backward_band(
     N, SLOTS, mask_per_item, dq_parts, scale, eps,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, PARTS: tl.constexpr,
+    EDGE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """BN keys x all queries that see them: dK and dV stay in registers, dp is written once, dQ is added or slotted.
 
     ``QUERIES [4, blocks]`` holds per key block the first and last + 1 query that sees any of its keys, and those that
     see all of them. ``DW [B, blocks, CP, HP]``: partial sums of dWc, centred and split into dgamma and dW by the caller.
     """
-    PAIRS: tl.constexpr = BM * BN
     pid = tl.program_id(0)
     blocks = tl.num_programs(0)
     b = tl.program_id(1).to(tl.int64)
     h = tl.arange(0, HP)
     d = tl.arange(0, DH)
     c = tl.arange(0, CP)
-    row = tl.arange(0, BM)
     n = pid * BN + tl.arange(0, BN)
     ptype = P.dtype.element_ty
     w2 = split_weight(W, GAMMA, 1.0 / scale, H, C, HP, CP, ptype)
@@ -88,67 +186,27 @@ def backward_band(
     last = tl.load(QUERIES + blocks + pid)
     inner_first = tl.load(QUERIES + 2 * blocks + pid)
     inner_last = tl.load(QUERIES + 3 * blocks + pid)
-    for m0 in range(first, last, BM):
-        l = m0 + row
-        present = l < last
-        base = tl.load(BASE + l, mask=present, other=0)
-        start = tl.load(START + l, mask=present, other=0)
-        stop = tl.load(STOP + l, mask=present, other=0)
-        inside = within(n[None, :] - start[:, None], (stop - start)[:, None])
-        tile = (row * SLOTS - base)[:, None] + n[None, :]
-        origin = SLOTS.to(tl.int64) * m0
-        offset = (tl.reshape(tile, [PARTS, PAIRS // PARTS]) * C)[:, :, None] + c[None, None, :]
-        keep = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None]
-        q_off = l[None, :, None] * (H * D) + h[:, None, None] * D + d[None, None, :]
-        stat_off = l[None, :] * H + h[:, None]
-        q_mask = present[None, :, None]
-        stat_mask = present[None, :]
-        if CP != C:
-            keep = keep & (c < C)[None, None, :]
-        if HP != H or DH != D:
-            q_mask = q_mask & hd
-            stat_mask = stat_mask & (h < H)[:, None]
-        p = tl.load(P + origin * C + offset, mask=keep, other=0.0)
-        q = tl.load(Q + q_off, mask=q_mask, other=0.0)
-        do = tl.load(DO + q_off, mask=q_mask, other=0.0)
-        lse = tl.load(LSE + stat_off, mask=stat_mask, other=float("inf"))
-        delta = tl.load(DELTA + stat_off, mask=stat_mask, other=0.0)
-
-        # scores again, transposed, [head, keys, queries]: so A and dS are dV's and dK's left operands as they are
-        x, rstd = normalise(p, eps, C, CP)
-        bias = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, PAIRS // PARTS, HP, 2]), 3) * rstd[:, :, None]
-        bias = tl.reshape(bias, [BM, BN, HP])
-        if HAS_MASK:
-            live = tl.load(MASK + origin + tile, mask=inside, other=0) != 0
-            bias = tl.where(live[:, :, None], bias, LOWEST)
-        elif (m0 < inner_first) | (m0 + BM > inner_last):
-            bias = tl.where(inside[:, :, None], bias, LOWEST)
-        s = dot(k, tl.permute(q, (0, 2, 1)), tl.permute(bias, (2, 1, 0)))
-        a = tl.exp2(s * scale2 - lse[:, None, :])
-        dv = dot(a.to(do.dtype), do, dv)
-        ds = a * (dot(v, tl.permute(do, (0, 2, 1))) - delta[:, None, :])
-        ds_q = ds.to(q.dtype)
-        dk = dot(ds_q, q, dk)
-        dq = dot(tl.permute(ds_q, (0, 2, 1)), k)
-        if ATOMIC:
-            tl.atomic_add(DQ + q_off, dq, mask=q_mask, sem="relaxed")
-        else:  # the row's slot of this key block: every slot of a row is written exactly once
-            meets = (start < (pid + 1) * BN) & (stop > pid * BN)
-            slot = (pid - start // BN).to(tl.int64) * N * (H * D)
-            tl.store(DQ + slot[None, :, None] + q_off, dq, mask=q_mask & meets[None, :, None])
-
-        # LayerNorm backward of a normalised row x under a weight centred over c, with G = dS Wc^T:
-        # dp = rstd (G - x <x, G> / C); dWc = x^T dS
-        x = x * rstd[:, :, None]
-        ds_p = tl.reshape(tl.permute(ds.to(ptype), (2, 1, 0)), [PARTS, PAIRS // PARTS, HP])
-        g = small_dot(spread(ds_p, wt.shape[0] // HP), wt)
-        dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
-        tl.store(DP + origin * C + offset, dp.to(ptype), mask=keep)
-        dw = dot(tl.permute(x.to(ptype), (0, 2, 1)), spread(ds_p, 2), dw)
+    edge_end = tl.minimum(first + tl.cdiv(inner_first - first, BM) * BM, last)
+    inner_end = edge_end + tl.maximum(inner_last - edge_end, 0) // BM * BM
+    for m0 in tl.range(first, edge_end, BM, num_stages=EDGE_STAGES):
+        dk, dv, dw = _backward_tile(
+            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS,
+            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, PARTS,
+        )  # fmt: skip
+    for m0 in range(edge_end, inner_end, BM):
+        dk, dv, dw = _backward_tile(
+            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS,
+            w2, wt, scale2, eps, False, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, PARTS,
+        )  # fmt: skip
+    for m0 in tl.range(inner_end, last, BM, num_stages=EDGE_STAGES):
+        dk, dv, dw = _backward_tile(
+            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS,
+            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, PARTS,
+        )  # fmt: skip
 
     tl.store(DK + k_off, (dk * scale).to(DK.dtype.element_ty), mask=k_mask)
     tl.store(DV + k_off, dv.to(DV.dtype.element_ty), mask=k_mask)
-    total = tl.sum(tl.reshape(tl.sum(dw, 0), [CP, HP, 2]), 2) * 0.5  # dS stands there twice
+    total = tl.sum(tl.reshape(tl.sum(dw, 0), [CP, 2, HP]), 1) * 0.5  # dS stands there twice
     DW += (b * blocks + pid) * (CP * HP)
     tl.store(DW + c[:, None] * HP + h[None, :], total)
 
@@ -156,22 +214,40 @@ def backward_band(
 @triton.jit(do_not_specialize=["N", "parts"])
 def backward_finish(
     PART, DQ, START, STOP, N, parts, scale,
-    H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, BN: tl.constexpr, ATOMIC: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
-    """One row of ``dQ = scale * (sum of its parts)`` in Q's dtype; the parts in a fixed order where they are slots."""
-    l = tl.program_id(0)
+    """BM rows of ``dQ = scale * (sum of its parts)`` in Q's dtype; slots are summed in their order."""
+    l = tl.program_id(0) * BM + tl.arange(0, BM)
     b = tl.program_id(1).to(tl.int64)
     t = tl.arange(0, ROW)
-    mask = t < H * D
-    part = PART + (b * parts * N + l) * (H * D) + t
+    present = l < N
+    mask = present[:, None] & (t < H * D)[None, :]
+    at = l[:, None] * (H * D) + t[None, :]
+    part = PART + b * parts * N * (H * D) + at
     if ATOMIC:
         total = tl.load(part, mask=mask, other=0.0)
     else:
-        start = tl.load(START + l)
-        stop = tl.load(STOP + l)
+        start = tl.load(START + l, mask=present, other=0)
+        stop = tl.load(STOP + l, mask=present, other=0)
         slots = tl.where(stop > start, (stop - 1) // BN - start // BN + 1, 0)
-        total = tl.zeros([ROW], tl.float32)
-        for i in range(0, slots):
-            total += tl.load(part + (N.to(tl.int64) * i) * (H * D), mask=mask, other=0.0)
-    out = DQ + (b * N + l) * (H * D) + t
-    tl.store(out, (total * scale).to(DQ.dtype.element_ty), mask=mask)
+        total = tl.zeros([BM, ROW], tl.float32)
+        for i in range(0, tl.max(slots, 0)):
+            total += tl.load(part + (N.to(tl.int64) * i) * (H * D), mask=mask & (i < slots)[:, None], other=0.0)
+    tl.store(DQ + b * N * (H * D) + at, (total * scale).to(DQ.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def weight_gradients(
+    DWC, W, GAMMA, DW, DGAMMA,
+    H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr,
+):  # fmt: skip
+    """From dWc ``[CP, HP]``: centred (centring is its own adjoint), then through ``Wc = gamma W``."""
+    c = tl.arange(0, CP)
+    h = tl.arange(0, HP)
+    mask = (c < C)[:, None] & (h < H)[None, :]
+    dwc = tl.load(DWC + c[:, None] * HP + h[None, :], mask=mask, other=0.0)
+    dwc = tl.where(mask, dwc - tl.sum(dwc, 0)[None, :] / C, 0.0)
+    w = tl.load(W + h[None, :] * C + c[:, None], mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(GAMMA + c, mask=c < C, other=0.0).to(tl.float32)
+    tl.store(DGAMMA + c, tl.sum(w * dwc, 1).to(DGAMMA.dtype.element_ty), mask=c < C)
+    tl.store(DW + h[None, :] * C + c[:, None], (g[:, None] * dwc).to(DW.dtype.element_ty), mask=mask)

@@ -62,35 +62,35 @@ def split_weight(W, GAMMA, factor, H: tl.constexpr, C: tl.constexpr, HP: tl.cons
 
 @triton.jit
 def spread_weight(W, GAMMA, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
-    """Wc transposed, ``[HP TIMES, CP]``: row ``TIMES h`` its high part, the next its low part, then zeros.
+    """Wc transposed, ``[TIMES HP, CP]``: the heads' high parts, then their low parts, then zeros.
 
-    Against dS spread the same way (each head TIMES times) this is dS Wc^T with Wc to twice the bits of ``dtype``, in
+    Against dS repeated as often (``repeat``) this is dS Wc^T with Wc to twice the bits of ``dtype``, in
     the depth of 16 that a tensor-core product has anyway.
     """
     TIMES: tl.constexpr = max(2, 16 // HP)
     c = tl.arange(0, CP)
     row = tl.arange(0, HP * TIMES)
     real_c = tl.minimum(tl.maximum(C - c, 0), 1).to(tl.float32)
-    real_h = tl.minimum(tl.maximum(H - row // TIMES, 0), 1).to(tl.float32)
+    real_h = tl.minimum(tl.maximum(H - row % HP, 0), 1).to(tl.float32)
     at_c = tl.minimum(c, C - 1)
     g = tl.load(GAMMA + at_c).to(tl.float32) * real_c
-    w = tl.load(W + tl.minimum(row // TIMES, H - 1)[:, None] * C + at_c[None, :]).to(tl.float32)
+    w = tl.load(W + tl.minimum(row % HP, H - 1)[:, None] * C + at_c[None, :]).to(tl.float32)
     w = w * g[None, :] * real_h[:, None]
     w = (w - tl.sum(w, 1)[:, None] / C) * real_c[None, :]
     high = w.to(dtype).to(tl.float32)
-    part = row % TIMES
+    part = row // HP
     is_high = (1 - tl.minimum(part, 1)).to(tl.float32)[:, None]
     is_low = (1 - tl.minimum(tl.abs(part - 1), 1)).to(tl.float32)[:, None]
     return (high * is_high + (w - high) * is_low).to(dtype)
 
 
 @triton.jit
-def spread(x, TIMES: tl.constexpr):
-    """``x [parts, rows, heads]`` with every head ``TIMES`` times in a row."""
+def repeat(x, TIMES: tl.constexpr):
+    """``x [parts, rows, heads]`` repeated along its last axis, ``[parts, rows, TIMES heads]``."""
     parts: tl.constexpr = x.shape[0]
     rows: tl.constexpr = x.shape[1]
     heads: tl.constexpr = x.shape[2]
-    return tl.reshape(tl.broadcast_to(x[:, :, :, None], [parts, rows, heads, TIMES]), [parts, rows, heads * TIMES])
+    return tl.reshape(tl.broadcast_to(x[:, :, None, :], [parts, rows, TIMES, heads]), [parts, rows, TIMES * heads])
 
 
 @triton.jit

@@ -19,6 +19,7 @@ class Config:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
+    edge_stages: int = 1
 
     def options(self) -> dict[str, int]:
         """What the compiler takes."""
@@ -30,11 +31,11 @@ def forward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_di
     """The shipped forward configuration."""
     if torch.float32 in (dtype, p_dtype):
         return Config(16, 16, 4, 1)
-    return Config(32, 16, 4, 3, 168)
+    return Config(16, 16, 2, 3)
 
 
 def backward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_dim: int, c_pair: int) -> Config:
     """The shipped backward configuration."""
     if torch.float32 in (dtype, p_dtype):
         return Config(16, 16, 4, 1)
-    return Config(16, 16, 4, 1)
+    return Config(16, 16, 4, 3)

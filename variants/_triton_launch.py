@@ -82,6 +82,9 @@ def _queries(plan: BandPlan, cols: int) -> Tensor:
     return torch.stack([first, last, inner_first, torch.clamp(inner_last, inner_first, last)]).int()
 
 
+_ROWS = 16  # per program of the kernels that go over rows
+
+
 def _pow2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
@@ -110,49 +113,60 @@ def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> t
 
 
 def backward(
-    problem: Problem, plan: BandPlan, o: Tensor, lse: Tensor, grad_o: Tensor, *, deterministic: bool, config: Config | None = None
+    problem: Problem,
+    plan: BandPlan,
+    o: Tensor,
+    lse: Tensor,
+    grad_o: Tensor,
+    *,
+    deterministic: bool,
+    config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(dQ, dK, dV, dp, dgamma, dW)`` over a band."""
+    """``(dQ, dK, dV, dp, dgamma, dW)`` over a band.
+
+    dQ is added up in fp32 by atomics, ``deterministic`` in one slot per (query, key block), which takes
+    ``K / cols + 2`` times Q in fp32.
+    """
     from ._triton_backward import backward_band, backward_finish, backward_prepare
 
     q, p = problem.q, problem.p
     b, n, h, d, slots, c = problem.sizes
     config = config or backward_config(q.dtype, p.dtype, h, d, c)
     dims, rows, device = problem.dims(), rows_of(plan), q.device
-    padded = {name: dims[name] for name in ("H", "D", "C", "HP", "DH")}
-    parts = 1 if not deterministic else (slots + config.cols - 2) // config.cols + 1
+    heads = {name: dims[name] for name in ("H", "D", "C", "HP", "DH")}
+    parts = (slots + config.cols - 2) // config.cols + 1 if deterministic else 1
     blocks = _blocks(n, config.cols)
     delta = torch.empty((b, n, h), dtype=torch.float32, device=device)
     dq_parts = torch.empty((b, parts, n, h, d), dtype=torch.float32, device=device)
     dk, dv, dp = torch.empty_like(problem.k), torch.empty_like(problem.v), torch.empty_like(p)
     dw_parts = torch.empty((b * blocks, dims["CP"], dims["HP"]), dtype=torch.float32, device=device)
-    backward_prepare[(n, b)](
+    row_grid = (_blocks(n, _ROWS), b)
+    backward_prepare[row_grid](
         o, grad_o, delta, dq_parts, dp, rows.base, rows.start, rows.stop, n, slots,
-        **padded, ZERO_DQ=not deterministic, BT=256, num_warps=1,
+        **heads, ZERO_DQ=not deterministic, BM=_ROWS, BT=64,
     )  # fmt: skip
     backward_band[(blocks, b)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop, problem.mask,
         grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, dp, dw_parts,
         n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
         **dims, BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, ATOMIC=not deterministic,
-        PARTS=config.num_warps, **config.options(),
+        PARTS=config.num_warps, EDGE_STAGES=config.edge_stages, **config.options(),
     )  # fmt: skip
     dq = torch.empty_like(q)
-    backward_finish[(n, b)](
+    backward_finish[row_grid](
         dq_parts, dq, rows.start, rows.stop, n, parts, problem.scale,
-        H=h, D=d, ROW=_pow2(h * d), BN=config.cols, ATOMIC=not deterministic, num_warps=1,
+        H=h, D=d, ROW=_pow2(h * d), BM=_ROWS, BN=config.cols, ATOMIC=not deterministic,
     )  # fmt: skip
-    dgamma, dweight = weight_gradients(dw_parts, problem)
-    return dq, dk, dv, dp, dgamma, dweight
+    return dq, dk, dv, dp, *_weight_gradients(dw_parts, problem)
 
 
-def weight_gradients(dw_parts: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    """From partial sums of ``p^T (rstd dS) [parts, CP, HP]``: ``(dgamma [C], dW [H, C])``.
+def _weight_gradients(dw_parts: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """``(dgamma [C], dW [H, C])`` from partial sums ``[parts, CP, HP]`` of the centred weight's gradient."""
+    from ._triton_backward import weight_gradients
 
-    The gradient of the centred weight, centred (centring is its own adjoint), then through ``Wc = gamma W``.
-    """
-    h, c = problem.weight.shape
-    centred = dw_parts.sum(0)[:c, :h]
-    centred = (centred - centred.mean(0, keepdim=True)).T
-    weight, gamma = problem.weight.float(), problem.gamma.float()
-    return (weight * centred).sum(0).to(problem.gamma.dtype), (gamma * centred).to(problem.weight.dtype)
+    dgamma, dweight = torch.empty_like(problem.gamma), torch.empty_like(problem.weight)
+    dims = problem.dims()
+    weight_gradients[(1,)](
+        dw_parts.sum(0), problem.weight, problem.gamma, dweight, dgamma, **{x: dims[x] for x in ("H", "C", "HP", "CP")}
+    )
+    return dgamma, dweight
