@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,9 +190,9 @@ SWEEP = [
 ]
 
 
-def start_sweep(out: Path) -> subprocess.Popen:
+def start_sweep(out: Path, tree: Path = ROOT) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks", "sweep", "--device", "cpu", *SWEEP, "--out", str(out)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
@@ -209,8 +210,10 @@ def children(pid: int) -> list[int]:
 
 
 def test_a_sweep_killed_half_way_ends_with_the_same_cells_as_an_undisturbed_one(tmp_path: Path) -> None:
+    for name in ("pallatom", "variants", "benchmarks"):  # a copy: nobody edits it between the calls
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     out = tmp_path / "r.jsonl"
-    process = start_sweep(out)
+    process = start_sweep(out, tmp_path)
     wait_for_lines(out, 4, process)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
@@ -222,7 +225,7 @@ def test_a_sweep_killed_half_way_ends_with_the_same_cells_as_an_undisturbed_one(
     with open(out, "a") as f:
         f.write('{"schema_version":1,"run":"cut off by the ki')
 
-    finished = start_sweep(out)
+    finished = start_sweep(out, tmp_path)
     said, _ = finished.communicate(timeout=200)
     assert finished.returncode == 0, said
     after = list(read(out))
@@ -231,7 +234,7 @@ def test_a_sweep_killed_half_way_ends_with_the_same_cells_as_an_undisturbed_one(
     assert len(after) == 20  # none twice
     assert [r.key for r in after[: len(before)]] == [r.key for r in before]
     assert {r.status for r in after} == {"ok"}
-    third, _ = start_sweep(out).communicate(timeout=100)
+    third, _ = start_sweep(out, tmp_path).communicate(timeout=100)
     assert third.startswith("0 cells to measure, 20 are on file already")
 
 
