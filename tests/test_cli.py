@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.commands import app, compare, console, pipeline
+from benchmarks.commands import app, compare, console, pipeline, programmes
 from benchmarks.harness.record import Record, read
 from tests import records_factory as made
 
@@ -195,7 +195,7 @@ def test_the_gpu_run_does_its_whole_path_on_a_cpu_and_goes_on_where_it_ended(tmp
 
 
 def test_the_programmes_cover_what_they_promise() -> None:
-    on_gpu = pipeline.gpu_programme("cuda")
+    on_gpu = programmes.gpu_programme("cuda")
     swept = [g.problem for g in on_gpu.sweep]
     assert {p.level for p in swept} >= {"attention", "block", "stack", "encoder"}
     assert {p.dtype for p in swept} == {"bfloat16", "float32", "float16"}
@@ -207,7 +207,10 @@ def test_the_programmes_cover_what_they_promise() -> None:
         (level, dtype) for level in ("attention", "block") for dtype in ("bfloat16", "float32", "float16")
     }
     assert len({g.problem.key for g in on_gpu.sweep}) == len(on_gpu.sweep)
-    at_home = [g.problem for g in pipeline.bench_programme("cpu").sweep]
+    lean = programmes.gpu_programme("cuda", frozenset({"flex"}))
+    with_flex = sum("flex" in g.backends for g in lean.sweep)
+    assert 0 < with_flex < sum("gather" in g.backends for g in lean.sweep)
+    at_home = [g.problem for g in programmes.bench_programme("cpu").sweep]
     assert {"ubiquitin", "gfp", "1a28"} <= {p.workload for p in at_home}
     assert len({p.window for p in at_home}) > 1
 

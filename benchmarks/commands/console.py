@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..harness.cases import Group
@@ -69,14 +69,14 @@ class Live(Observer):
 
     def __init__(self, out: Console) -> None:
         self.out = out
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("cells"),
-            TimeElapsedColumn(),
-            TextColumn("left about"),
-            TimeRemainingColumn(),
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("cells"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left about"),
+            progress.TimeRemainingColumn(),
             console=out,
             transient=True,
             disable=not out.is_terminal,

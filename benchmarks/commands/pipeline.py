@@ -6,39 +6,27 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ..harness import arms
 from ..harness import sweep as harness
-from ..harness.cases import Axes, Group, grid
 from ..harness.host import Host
-from ..harness.measure import Options
 from ..harness.record import Record
 from . import check, doctor
 from . import console as show
 from . import options as opt
 from . import sweep as sweeping
+from .programmes import Device, Programme, bench_programme, gpu_programme
 
 REPORT_S, REPORT_SHARE = 40.0, 0.15  # kept back from a budget for drawing the page: the lesser of both
 BENCH_S = 285.0
-LEVELS = ("attention", "block")
 GATE_SHARE = 0.3  # every cell of the sweep has its own gate too; this one goes over modes and dtypes first
-Dev = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Programme:
-    """What to gate and what to sweep, in this order."""
-
-    gate: list[Group]
-    sweep: list[Group]
-    options: Options
+Share = tuple[Device, Callable[[Device, frozenset[str]], Programme], float]  # of the time that is left
 
 
 @opt.reported
@@ -54,9 +42,9 @@ def bench(
     """
     ends = time.monotonic() + budget_s
     with Host(threads=threads) as host:
-        programmes = [(bench_programme("cpu"), 1.0)]
+        programmes: list[Share] = [("cpu", bench_programme, 1.0)]
         if opt.one_device("auto", host) == "cuda":
-            programmes = [(gpu_programme("cuda"), 0.6), (bench_programme("cpu"), 1.0)]
+            programmes.insert(0, ("cuda", gpu_programme, 0.6))
         raise typer.Exit(_run(programmes, out, budget_s, ends, host))
 
 
@@ -74,104 +62,23 @@ def gpu(
     """
     ends = time.monotonic() + budget_s
     with Host(threads=threads) as host:
-        raise typer.Exit(_run([(gpu_programme(opt.one_device(device, host)), 1.0)], out, budget_s, ends, host))
+        programmes: list[Share] = [(opt.one_device(device, host), gpu_programme, 1.0)]
+        raise typer.Exit(_run(programmes, out, budget_s, ends, host))
 
 
-def bench_programme(device: Dev) -> Programme:
-    """Two cores, four minutes: one size with every backend, then proteins, lengths, gradients, windows and a cap."""
-    every = arms.expand(["all"])
-    base = Axes(device=device, n_atom=2048)
-    protein = replace(base, atoms="heavy", n_atom=None, workload="ubiquitin")
-    small = replace(base, n_atom=1024)
-    steps: list[tuple[Iterable[Axes], tuple[str, ...]]] = [
-        ([base], every),
-        (grid(protein, workload=("ubiquitin", "gfp")), quick(every)),
-        (grid(base, n_atom=(512, 1024)), quick(every)),
-        ([replace(base, mode="fwdbwd"), replace(base, level="block")], quick(every)),
-        (grid(small, window=(16, 64)), quick(every)),
-        ([replace(small, k_cap=64)], quick(every)),
-        (grid(base, n_atom=(4096, 256)), quick(every)),
-        (grid(protein, workload=("1a28", "1bd2")), quick(every)),
-        (
-            [replace(protein, workload="gfp", mode="fwdbwd"), replace(protein, workload="gfp", level="encoder")],
-            quick(every),
-        ),
-    ]
-    gate = grid(replace(protein, mode="fwdbwd"), dtype=("float32", "bfloat16"))
-    return Programme(
-        gate=harness.plan(gate, quick(every), keep_order=True), sweep=in_order(steps), options=Options(budget_s=5.0)
-    )
-
-
-def quick(backends: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that do not compile for every shape."""
-    return tuple(spec for spec in backends if not arms.load(spec).compiles)
-
-
-def in_order(steps: Iterable[tuple[Iterable[Axes], tuple[str, ...]]]) -> list[Group]:
-    """The groups of all steps, none twice: the first step that asks for a problem names its backends."""
-    groups: dict[str, Group] = {}
-    for axes, backends in steps:
-        for group in harness.plan(axes, backends, keep_order=True):
-            groups.setdefault(group.problem.key, group)
-    return list(groups.values())
-
-
-def gpu_programme(device: Dev) -> Programme:
-    """bf16 at the size that tells most, then over N, above the seam and over W; then other dtypes and real proteins.
-
-    A backend that compiles for every shape costs half a minute per problem: it takes part where it is compared, in
-    the ``broad`` steps, and is left out of the ``lean`` ones.
-    """
-    on_gpu = device == "cuda"
-    every = arms.expand(["all"])
-    lean = quick(every)
-    pivot, near, far = (16384, (4096, 65536, 1024), (262144, 1_000_000)) if on_gpu else (256, (512,), (1024,))
-    proteins = ("ubiquitin", "gfp", "1bd2", "4jsv", "1aon") if on_gpu else ("ubiquitin",)
-    base = Axes(device=device, dtype="bfloat16", n_atom=pivot)
-    protein = replace(base, atoms="heavy", n_atom=None)
-    both = ("fwd", "fwdbwd")
-    windows = (16, 64, 128)
-    steps: list[tuple[Iterable[Axes], tuple[str, ...]]] = [
-        (grid(base, mode=both), every),
-        (grid(base, mode=both, n_atom=near), every),
-        (grid(base, mode=both, n_atom=far), lean),
-        (grid(base, level=("block",), mode=both), every),
-        ([replace(base, level="block", n_atom=far[-1])], lean),
-        (grid(base, window=windows), every),
-        (grid(base, dtype=("float32", "float16"), mode=both), lean),
-        (grid(base, level=("stack", "encoder"), mode=both), lean),
-        (grid(protein, workload=proteins), lean),
-        (grid(base, k_cap=(64, 128, 256)), lean),
-        (grid(base, window_style=("blocks",), mode=both), lean),
-        (grid(base, mode=("fwdbwd",), window=windows), lean),
-        (grid(protein, workload=proteins, mode=("fwdbwd",)), lean),
-        (grid(base, level=("block", "stack", "encoder"), mode=both, n_atom=near), lean),
-        (grid(base, dtype=("float32", "float16"), mode=both, n_atom=(*near, *far)), lean),
-        (grid(base, mode=both, window=windows, n_atom=(*near, *far)), lean),
-    ]
-    gated = grid(
-        replace(protein, workload="ubiquitin", mode="fwdbwd"), dtype=("bfloat16", "float32", "float16"), level=LEVELS
-    )
-    return Programme(
-        gate=harness.plan(gated, every, keep_order=True),
-        sweep=in_order(steps),
-        options=Options(budget_s=3.0, gate_pairs=1 << 19 if on_gpu else 1 << 17),
-    )
-
-
-def _run(programmes: list[tuple[Programme, float]], out: Path, budget_s: float, ends: float, host: Host) -> int:
+def _run(programmes: list[Share], out: Path, budget_s: float, ends: float, host: Host) -> int:
     """Doctor, then each programme in its share of the time that is left, then the report; 1 if a gate was red."""
     console = show.console()
     out.mkdir(parents=True, exist_ok=True)
     console.rule("doctor")
-    found = doctor.examine(host, tuple({p.sweep[0].problem.device: None for p, _ in programmes}), rates=False)
+    found = doctor.examine(host, tuple(device for device, _, _ in programmes), rates=False)
     (out / "doctor.json").write_text(json.dumps(found, indent=1))
     doctor.render(found, console)
     records: list[Record] = []
     failed = False
     sweeps_end = ends - min(REPORT_S, REPORT_SHARE * budget_s)
-    for programme, share in programmes:
+    for device, make, share in programmes:
+        programme = make(device, compiling(found, device))
         left = sweeps_end - time.monotonic()
         for step, part in (("gate", GATE_SHARE), ("sweep", 1.0)):
             until = sweeps_end - left * (1 - share * part)
@@ -186,6 +93,11 @@ def _run(programmes: list[tuple[Programme, float]], out: Path, budget_s: float, 
     host.replace()  # the report gets the machine to itself
     _report(console, out, ends)
     return opt.FAILED if failed else 0
+
+
+def compiling(found: dict[str, Any], device: Device) -> frozenset[str]:
+    """The backends that compile for every shape, by what the doctor found."""
+    return frozenset(name for name, facts in found["devices"][device]["backends"].items() if facts["compiles"])
 
 
 def _step(

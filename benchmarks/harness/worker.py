@@ -7,6 +7,7 @@ runs out (so that the sweep's parent lives on) and to be killed when its parent 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -74,7 +75,6 @@ def _die_first(parent: int) -> None:
 def _group(
     channel: Channel, *, problem: dict, source: str | None, backends: list[str], options: dict, ceilings: dict | None
 ) -> None:
-    import gc
 
     from .device import state
     from .measure import DevicePoisoned, Group, Options
@@ -129,7 +129,8 @@ def _availability(channel: Channel, *, device: str) -> None:
             }
             for dtype in ("float32", "bfloat16", "float16", "float64")
         }
-        backends[name] = {"summary": variants.load(name).summary, "reasons": reasons}
+        backend = variants.load(name)
+        backends[name] = {"summary": backend.summary, "compiles": backend.compiles, "reasons": reasons}
     channel.emit({"event": "availability", "backends": backends})
 
 
