@@ -5,10 +5,12 @@ Only cells of one group are paired, block by block. A verdict is adjusted (Holm)
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import median
 
 from benchmarks.harness import statistics
 from benchmarks.harness.record import Problem
@@ -42,6 +44,21 @@ class Pair:
         if backend == self.fast or self.verdict in ("same", "unresolved"):
             return self.verdict
         return "slower" if self.verdict == "faster" else "faster"
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One pair in several runs of one place: the ratio of each, slower over faster."""
+
+    place: Place
+    problem: Problem
+    fast: str
+    slow: str
+    ratios: tuple[float, ...]
+
+    @property
+    def spread(self) -> float:
+        return max(self.ratios) / min(self.ratios) - 1
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,37 @@ def _adjust(raw: Sequence[Pair]) -> list[Pair]:
             )
             out.append(replace(p, p_adjusted=p_adjusted, verdict=verdict))
     return out
+
+
+def repeats(collection: Collection, all_pairs: Iterable[Pair]) -> list[Repeat]:
+    """The pairs that several runs hold, superseded ones included: one median ratio a run."""
+    samples: dict[tuple[Place, str, str], dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
+    for c in collection.cells:
+        if c.record.timing is not None:
+            runs = samples[(c.place, c.record.problem.key, c.record.run)]
+            runs[c.record.group][c.record.backend] = c.record.timing.samples_ms
+    by_problem: dict[tuple[Place, str], list[dict[str, dict[str, list[float]]]]] = defaultdict(list)
+    for (place, problem, _), groups in samples.items():
+        by_problem[(place, problem)].append(groups)
+    out = []
+    for p in all_pairs:
+        ratios = [
+            r
+            for groups in by_problem[(p.place, p.problem.key)]
+            if (r := _run_ratio(groups, p.fast, p.slow)) is not None
+        ]
+        if len(ratios) > 1:
+            out.append(Repeat(p.place, p.problem, p.fast, p.slow, tuple(ratios)))
+    return out
+
+
+def _run_ratio(groups: dict[str, dict[str, list[float]]], fast: str, slow: str) -> float | None:
+    """Median paired ratio in the last group of one run that holds both."""
+    both = [g for g in groups.values() if fast in g and slow in g]
+    if not both:
+        return None
+    logs = [math.log(s / f) for s, f in zip(both[-1][slow], both[-1][fast], strict=False)]
+    return math.exp(median(logs))
 
 
 def contests(collection: Collection, all_pairs: Iterable[Pair]) -> list[Contest]:

@@ -28,8 +28,8 @@ class Region:
 
     @property
     def shown(self) -> Contest:
-        """The largest N, at the usual window and without a cap where there is one."""
-        return max(self.contests, key=lambda c: (c.problem.n_atom, c.problem.window == 32, c.problem.k_cap is None))
+        """The largest N, at the usual window and without a cap where there is one, else with most pairs."""
+        return max(self.contests, key=_standing)
 
     @property
     def resolved(self) -> int:
@@ -49,6 +49,11 @@ class Region:
         parts.append(_span("K", [p.n_neighbor for p in problems]))
         named = f" ({names[0]})" if len(names) == 1 else f" ({names[0]} … {names[-1]})" if names else ""
         return parts[0] + named + ", " + ", ".join(parts[1:])
+
+
+def _standing(contest: Contest) -> tuple[int, bool, int]:
+    p = contest.problem
+    return p.n_atom, p.window == 32 and p.k_cap is None, p.live_pairs
 
 
 def _n_of(workload: str, problems: Iterable) -> int:
@@ -111,8 +116,7 @@ def against_next(contest: Contest) -> Pair | None:
 def against_baseline(region: Region) -> tuple[Contest, Pair] | None:
     """The largest problem of the region at which the winner and the baseline were paired."""
     found = [(c, p) for c in region.contests if (p := c.pair(region.use, BASELINE)) is not None]
-    return max(found, key=lambda cp: (cp[0].problem.n_atom, cp[0].problem.window == 32, cp[0].problem.k_cap is None),
-               default=None)  # fmt: skip
+    return max(found, key=lambda cp: _standing(cp[0]), default=None)
 
 
 def headline(place: Place, contests: Sequence[Contest], labels: dict[Setting, str]) -> list[str]:

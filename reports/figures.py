@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.harness.record import Problem
 from benchmarks.harness.statistics import MARGIN
 from reports import forests, plots
-from reports.analyse import BASELINE, Contest, Pair
+from reports.analyse import BASELINE, Contest, Pair, Repeat
 from reports.curves import Curve
 from reports.forests import Bands
 from reports.load import Cell, Family, Place, Setting, setting
@@ -40,6 +40,7 @@ class Material:
     curves: dict[str, list[Curve]]
     labels: dict[Setting, str]
     names: Sequence[str]
+    repeats: Sequence[Repeat]
 
     @property
     def bands(self) -> Bands:

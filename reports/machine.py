@@ -8,6 +8,11 @@ from reports import words
 from reports.load import Cell
 
 MOMENTS = ("start", "before", "after")  # environment entries that hold one state of the device each
+NAMES = {
+    "sm_mhz": "SM clock", "memory_mhz": "memory clock", "max_sm_mhz": "highest SM clock", "cpu_mhz": "CPU clock",
+    "power_mw": "power", "power_limit_mw": "power limit", "temperature_c": "temperature", "load_1min": "load, 1 minute",
+    "throttle": "clocks held back by", "gpu_memory_bytes": "GPU memory", "l2_bytes": "L2 cache",
+}  # fmt: skip
 HARMLESS = {"idle", "application clocks", "none", ""}
 UNITS = {
     "bytes": words.size,
@@ -58,9 +63,9 @@ def behaviour(cells: Sequence[Cell]) -> list[tuple[str, str]]:
         if len(numbers) == len(values):
             low, high = min(numbers), max(numbers)
             span = _value(key, low) if low == high else f"{_value(key, low)} to {_value(key, high)}"
-            out.append((f"{_spell(key)} meanwhile", span))
+            out.append((_spell(key), span))
         else:
-            out.append((f"{_spell(key)} meanwhile", ", ".join(sorted(_reasons(values))) or "none"))
+            out.append((_spell(key), ", ".join(sorted(_reasons(values))) or "none"))
     return out
 
 
@@ -83,6 +88,8 @@ def _reasons(values: Iterable[object]) -> set[str]:
 
 
 def _spell(key: str) -> str:
+    if key in NAMES or key.isupper():
+        return NAMES.get(key, key)
     words_of = key.split("_")
     return " ".join(words_of[:-1] if len(words_of) > 1 and words_of[-1] in UNITS else words_of)
 

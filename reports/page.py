@@ -20,29 +20,40 @@ TEMPLATES = Path(__file__).parent / "templates"
 def mark_up(text: str, names: Sequence[str]) -> Markup:
     """``**bold**`` and `` `backend` `` of a sentence as HTML, everything else escaped."""
     out = html.escape(text, quote=False)
+    out = re.sub(r"[\d.,]+× \([^)]+\)", r'<span class="nb">\g<0></span>', out)
     out = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", out)
     return Markup(re.sub(r"`([^`]+)`", lambda m: chip(m.group(1), names), out))
 
 
 def chip(backend: str, names: Sequence[str]) -> Markup:
-    """A backend's name with its marker in its colour."""
+    """A backend's name behind its marker in its colour (see :func:`_markers`)."""
     if backend not in names:
         return Markup("<code>{}</code>").format(backend)
-    shape = theme.marker(backend, names)
-    picture = '<svg aria-hidden="true" viewBox="-6 -6 12 12"><use href="#k-{1}"/></svg>'
-    return Markup('<b class="k" style="--c:var(--b{0})">' + picture + "{2}</b>").format(
-        theme.slot(backend, names), _SHAPE_IDS[shape], backend
-    )
+    return Markup('<b class="k k{}">{}</b>').format(theme.slot(backend, names), backend)
 
 
 _SHAPES = {
-    "o": "M4 0A4 4 0 1 1-4 0A4 4 0 1 1 4 0Z", "s": "M-4-4H4V4H-4Z", "D": "M0-5L5 0L0 5L-5 0Z", "^": "M0-5L5 4H-5Z",
-    "v": "M0 5L5-4H-5Z", "P": "M-2-5H2V-2H5V2H2V5H-2V2H-5V-2H-2Z",
-    "X": "M-4-5L0-2L4-5L5-4L2 0L5 4L4 5L0 2L-4 5L-5 4L-2 0L-5-4Z",
-    "h": "M0-5L4.4-2.5V2.5L0 5L-4.4 2.5V-2.5Z", "<": "M-5 0L4-5V5Z", ">": "M5 0L-4-5V5Z", "p": "M0-5L5-1L3 5H-3L-5-1Z",
-    "d": "M0-5L3 0L0 5L-3 0Z",
-}  # fmt: skip
-_SHAPE_IDS = {shape: str(i) for i, shape in enumerate(_SHAPES)}
+    "o": "circle(42%)",
+    "s": "inset(14%)",
+    "D": "polygon(50% 0,100% 50%,50% 100%,0 50%)",
+    "^": "polygon(50% 5%,100% 95%,0 95%)",
+    "v": "polygon(0 5%,100% 5%,50% 95%)",
+    "P": "polygon(33% 0,67% 0,67% 33%,100% 33%,100% 67%,67% 67%,67% 100%,33% 100%,33% 67%,0 67%,0 33%,33% 33%)",
+    "X": "polygon(20% 0,50% 30%,80% 0,100% 20%,70% 50%,100% 80%,80% 100%,50% 70%,20% 100%,0 80%,30% 50%,0 20%)",
+    "h": "polygon(50% 0,95% 25%,95% 75%,50% 100%,5% 75%,5% 25%)",
+    "<": "polygon(0 50%,95% 0,95% 100%)",
+    ">": "polygon(100% 50%,5% 0,5% 100%)",
+    "p": "polygon(50% 0,100% 38%,81% 100%,19% 100%,0 38%)",
+    "d": "polygon(50% 0,85% 50%,50% 100%,15% 50%)",
+}
+
+
+def _markers() -> str:
+    """The style of each colour slot's marker: the shapes of the figures, cut out of its colour."""
+    return "\n".join(
+        f".k{i}::before{{background:var(--b{i});clip-path:{_SHAPES[shape]}}}"
+        for i, (_, _, shape) in enumerate(theme.SLOTS)
+    )
 
 
 def sort_key(td: Td) -> str:
@@ -62,10 +73,9 @@ def environment() -> Environment:
 def write(report: Report, folder: Path) -> tuple[Path, Path]:
     """``index.html`` and ``report.md`` in ``folder``."""
     env = environment()
-    css = "\n".join([_variables(), (TEMPLATES / "style.css").read_text(encoding="utf-8")])
-    shapes = [(ident, _SHAPES[shape]) for shape, ident in _SHAPE_IDS.items()]
+    css = "\n".join([_variables(), _markers(), (TEMPLATES / "style.css").read_text(encoding="utf-8")])
     page = env.get_template("page.html.j2").render(
-        r=report, css=Markup(css), js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")), shapes=shapes,
+        r=report, css=Markup(css), js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
         say=lambda text: mark_up(text, report.names), chip=lambda b: chip(b, report.names), key=sort_key,
         svg=lambda picture: Markup(picture.inline),
     )  # fmt: skip

@@ -30,11 +30,9 @@ def answer(anchor: str, found: Sequence[Region], labels: dict[Setting, str]) -> 
 
 def _at(contest: Contest, region: Region) -> str:
     """The sizes that stand for a region, where the region holds several."""
-    p = contest.problem
-    if len(region.contests) == 1:
-        return ""
-    window = f", W {p.window}" if len({c.problem.window for c in region.contests}) > 1 else ""
-    return f"at N {p.n_atom:,}{window}"
+    fields = {"N": "n_atom", "W": "window", "K": "n_neighbor"}
+    varying = [k for k, f in fields.items() if len({getattr(c.problem, f) for c in region.contests}) > 1]
+    return "at " + ", ".join(f"{k} {getattr(contest.problem, fields[k]):,}" for k in varying) if varying else ""
 
 
 def _use(r: Region) -> Td:
@@ -104,8 +102,8 @@ def fit_matrix(anchor: str, found: Sequence[Capacity], labels: dict[Setting, str
         rows.append([where, *(_reach(mine.get(b)) for b in backends)])
     note = (
         "Largest N that ran, and below it the first that did not fit: “oom” was tried, “oom*” is what the memory model "
-        "predicted and was not tried. “≈ … extrapolated”: nothing failed, and a power law through inputs and memory "
-        "model at the measured sizes fills the device there."
+        "predicted and was not tried. “≈ … extrap.”: nothing failed; extrapolated, to where "
+        "a power law through inputs and memory model at the measured sizes fills the device."
     )
     return Table(anchor, "What will fit", columns, rows, note, cards=True)
 
@@ -116,7 +114,7 @@ def _reach(c: Capacity | None) -> Td:
     if c.first_oom is not None:
         end = f"oom{'*' if c.predicted else ''} at {c.first_oom.record.problem.n_atom:,}"
     elif c.extrapolated_n is not None:
-        end = f"≈ {words.short(c.extrapolated_n)} extrapolated"
+        end = f"≈ {words.short(c.extrapolated_n)} extrap."
     else:
         end = f"{c.stopped.record.status} at {c.stopped.record.problem.n_atom:,}" if c.stopped else ""
     if c.largest is None:

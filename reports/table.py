@@ -42,6 +42,11 @@ def text(value: str, tip: str | None = None) -> Td:
     return Td(value, value, tip)
 
 
+def long(value: str, tip: str | None = None) -> Td:
+    """Text that may run over several lines."""
+    return Td(value, value, tip, kind="w")
+
+
 def name(backend: str, tip: str | None = None) -> Td:
     return Td(backend, backend, tip, backend=backend)
 
@@ -58,13 +63,15 @@ def verdict(value: str) -> Td:
     return Td(value, value, kind=f"v-{value}")
 
 
-PROBLEM = (Column("level"), Column("mode"), Column("dtype"), Column("workload"), Column("N", True), Column("W", True),
-           Column("K", True))  # fmt: skip
+PROBLEM = (Column("problem"), Column("workload"), Column("N", True), Column("W", True), Column("K", True))
 
 
 def problem_cells(p: Problem) -> list[Td]:
     source = f"{p.workload}, {p.atoms}" + (", blocks" if p.window_style == "blocks" else "")
     return [
-        text(p.level), text(p.mode), text(SHORT_DTYPE[p.dtype]), text(source), num(p.n_atom, f"{p.n_atom:,}"),
-        num(p.window, str(p.window)), num(p.n_neighbor, f"{p.n_neighbor:,}", tip="capped" if p.k_cap else None),
-    ]  # fmt: skip
+        text(f"{p.level} {p.mode} {SHORT_DTYPE[p.dtype]}"),
+        text(source),
+        num(p.n_atom, f"{p.n_atom:,}"),
+        num(p.window, str(p.window)),
+        num(p.n_neighbor, f"{p.n_neighbor:,}", tip="capped" if p.k_cap else None),
+    ]

@@ -11,10 +11,10 @@ import pandas as pd
 from benchmarks.harness import statistics
 from benchmarks.harness.statistics import PowerLaw
 from reports import words
-from reports.analyse import Contest, Pair, median_ms
+from reports.analyse import Contest, Pair, Repeat, median_ms
 from reports.curves import Crossing, Fit, is_predicted
 from reports.load import SHORT_DTYPE, Cell, Setting
-from reports.table import PROBLEM, Column, Table, Td, missing, name, num, problem_cells, text, verdict
+from reports.table import PROBLEM, Column, Table, Td, long, missing, name, num, problem_cells, text, verdict
 from reports.words import DASH
 
 
@@ -43,7 +43,7 @@ def memory(anchor: str, cells: Sequence[Cell]) -> Table:
 def ratios(anchor: str, found: Sequence[Pair]) -> Table:
     columns = (
         *PROBLEM, Column("faster"), Column("slower"), Column("ratio", True), Column("95% interval", True),
-        Column("p (Holm)", True), Column("blocks", True), Column("verdict"),
+        Column("verdict"), Column("p (Holm)", True), Column("blocks", True),
     )  # fmt: skip
     rows = []
     for p in found:
@@ -51,9 +51,25 @@ def ratios(anchor: str, found: Sequence[Pair]) -> Table:
         rows.append([
             *problem_cells(p.problem), name(p.fast), name(p.slow), num(r.ratio, words.times(r.ratio)),
             num(r.low, words.interval(r.low, r.high), "fewer than two paired blocks"),
-            num(p.p_adjusted, words.p_value(p.p_adjusted)), num(r.n, str(r.n)), verdict(p.verdict),
+            verdict(p.verdict), num(p.p_adjusted, words.p_value(p.p_adjusted)), num(r.n, str(r.n)),
         ])  # fmt: skip
     return Table(anchor, "All paired ratios", columns, rows)
+
+
+def repeats(anchor: str, found: Sequence[Repeat]) -> Table:
+    columns = (
+        *PROBLEM, Column("faster"), Column("slower"), Column("runs", True), Column("lowest ratio", True),
+        Column("highest ratio", True), Column("apart by", True),
+    )  # fmt: skip
+    rows = []
+    for r in found:
+        low, high = min(r.ratios), max(r.ratios)
+        rows.append([
+            *problem_cells(r.problem), name(r.fast), name(r.slow), num(len(r.ratios), str(len(r.ratios))),
+            num(low, words.times(low)), num(high, words.times(high)), num(r.spread, words.percent(r.spread)),
+        ])  # fmt: skip
+    note = "The same pair measured in several runs, so in several processes: what one run's interval cannot cover."
+    return Table(anchor, "Between runs", columns, rows, note)
 
 
 def exponents(anchor: str, found: Iterable[Fit], labels: dict[Setting, str]) -> Table:
@@ -65,7 +81,7 @@ def exponents(anchor: str, found: Iterable[Fit], labels: dict[Setting, str]) -> 
     for f in found:
         where = f"{labels[f.curve.setting]}; {f.curve.family.label}; {f.curve.fixed_label}"
         rows.append([
-            text(f.curve.axis), text(where), name(f.backend), _law(f.all_sizes),
+            text(f.curve.axis), long(where), name(f.backend), _law(f.all_sizes),
             num(f.all_sizes.n_points, str(f.all_sizes.n_points)),
             _law(f.tail) if f.tail else missing("needs three sizes in the larger half"),
             num(f.tail_from, f"{f.tail_from or 0:,.0f}", "needs three sizes in the larger half"),
@@ -91,7 +107,7 @@ def crossings(anchor: str, found: Iterable[Crossing], labels: dict[Setting, str]
     for c in found:
         above, below = (c.a, c.b) if c.at.faster_above == "a" else (c.b, c.a)
         rows.append([
-            text(c.curve.axis), text(f"{labels[c.curve.setting]}; {c.curve.family.label}; {c.curve.fixed_label}"),
+            text(c.curve.axis), long(f"{labels[c.curve.setting]}; {c.curve.family.label}; {c.curve.fixed_label}"),
             name(below), name(above), num(c.at.n, words.short(c.at.n)),
             Td(f"{c.at.below:,.0f} and {c.at.above:,.0f}", c.at.below),
             text("resolved on both sides" if c.resolved else "not resolved on both sides"),
@@ -184,8 +200,8 @@ def unavailable(anchor: str, cells: Sequence[Cell]) -> Table:
         if len({c.record.reason for c in mine}) > 1:
             why += " (the others alike)"
         rows.append([
-            name(backend), Td(status, status, kind=f"s-{mine[0].record.status}"), text(why, mine[0].record.error),
-            num(len(mine), str(len(mine))), text(listed, "; ".join(where)),
+            name(backend), Td(status, status, kind=f"s-{mine[0].record.status}"), long(why, mine[0].record.error),
+            num(len(mine), str(len(mine))), long(listed, "; ".join(where)),
         ])  # fmt: skip
     return Table(anchor, "What was not available, and why", columns, rows)
 

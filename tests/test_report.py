@@ -70,7 +70,7 @@ def test_tables_agree_between_page_markdown_and_csv(whole):
     pairs = pd.read_csv(whole / "pairs.csv")
     cells = pd.read_csv(whole / "cells.csv")
     assert len(cells) == len(make.cpu_sweep()) + len(make.cuda_sweep(["attention"], ["fwd"]))
-    rows = len(re.findall(r'<tr><td>(?:attention|block)<td.*?<span class="v">(?:faster|same|unresolved)', html))
+    rows = len(re.findall(r'<tr><td>(?:attention|block) [^<]*<td.*?<span class="v">(?:faster|same|unresolved)', html))
     assert rows == len(pairs)
     best = pairs.loc[pairs["ratio"].idxmax()]
     shown = f"{best['ratio']:.3g}×"
@@ -137,6 +137,20 @@ def test_a_pair_survives_when_only_one_side_was_measured_again(tmp_path):
     new = make.group(make.CPU, p, backends=["gather", "flex"], run="b", utc="2026-11-22T19:00:00Z")
     found = {frozenset((x.fast, x.slow)): x.group[0] for x in analyse.pairs(collect(tmp_path, old + new))}
     assert found == {frozenset(("gather", "banded")): "a", frozenset(("gather", "flex")): "b"}
+
+
+def test_runs_of_one_pair_are_compared_with_each_other(tmp_path):
+    p = make.problem()
+    runs = [make.group(make.CPU, p, backends=["gather", "banded"], seed=i, run=f"run-{i}") for i in range(3)]
+    c = collect(tmp_path, [r for run in runs for r in run])
+    (repeat,) = analyse.repeats(c, analyse.pairs(c))
+    assert len(repeat.ratios) == 3
+    truth = make.true_ms(make.CPU, "gather", p) / make.true_ms(make.CPU, "banded", p)
+    assert min(repeat.ratios) < truth * 1.05
+    assert max(repeat.ratios) > truth / 1.05
+    assert 0 < repeat.spread < 0.2
+    assert run(tmp_path, [r for run in runs for r in run]).exit_code == 0
+    assert "Between runs" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 def test_equal_backends_are_not_called_faster(tmp_path):
@@ -269,4 +283,4 @@ def test_reports_do_not_import_torch():
 
 def test_mark_up_escapes_and_marks():
     assert str(page.mark_up("**a** < `other`", ["gather"])) == "<strong>a</strong> &lt; <code>other</code>"
-    assert 'href="#k-0"' in page.mark_up("`gather`", ["gather"])
+    assert 'class="k k0"' in page.mark_up("`gather`", ["gather"])
