@@ -5,7 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_common import LOG2_E, LOWEST, dot, normalise, repeat, small_dot, split_weight, spread_weight, within
+from ._triton_common import (
+    LOG2_E,
+    LOWEST,
+    dot,
+    normalise,
+    repeat,
+    small_dot,
+    split_weight,
+    spread_weight,
+    total_weight,
+    weight_product,
+    within,
+)
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS"])
@@ -54,7 +66,8 @@ def _backward_tile(
 ):  # fmt: skip
     """BM queries from atom ``m0`` on x the program's BN keys: writes dp and dQ's share, updates ``(dk, dv, dw)``.
 
-    An interior tile (not EDGE) is seen whole by all its rows: it needs neither their ends nor any masks.
+    An interior tile (not EDGE) is seen whole by all its rows: it needs neither their ends nor any masks. Where the band
+    has holes (HAS_MASK), every tile is an edge tile.
     """
     PAIRS: tl.constexpr = BM * BN
     ptype = P.dtype.element_ty
@@ -77,7 +90,10 @@ def _backward_tile(
         start = tl.load(START + l, mask=present, other=0)
         stop = tl.load(STOP + l, mask=present, other=0)
         inside = within(n[None, :] - start[:, None], (stop - start)[:, None])
-        keep = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
+        live = inside
+        if HAS_MASK:  # what p holds in a dead slot must not be looked at
+            live = inside & (tl.load(MASK + origin + tile, mask=inside, other=0) != 0)
+        keep = tl.reshape(live, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
         p = tl.load(P + origin * C + offset, mask=keep, other=0.0)
     elif CP == C:
         p = tl.load(P + origin * C + offset)
@@ -98,14 +114,8 @@ def _backward_tile(
     x, rstd = normalise(p, eps, C, CP)
     bias = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, PAIRS // PARTS, HP, 2]), 3) * rstd[:, :, None]
     bias = tl.reshape(bias, [BM, BN, HP])
-    if HAS_MASK:
-        if EDGE:
-            live = tl.load(MASK + origin + tile, mask=inside, other=0) != 0
-        else:
-            live = tl.load(MASK + origin + tile) != 0
+    if EDGE:
         bias = tl.where(live[:, :, None], bias, LOWEST)
-    elif EDGE:
-        bias = tl.where(inside[:, :, None], bias, LOWEST)
     s = dot(k, tl.permute(q, (0, 2, 1)), tl.permute(bias, (2, 1, 0)))
     a = tl.exp2(s * scale2 - lse[:, None, :])
     dv = dot(a.to(do.dtype), do, dv)
@@ -131,12 +141,13 @@ def _backward_tile(
     g = small_dot(repeat(ds_p, wt.shape[0] // HP), wt)
     dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
     if EDGE:
-        tl.store(DP + origin * C + offset, dp.to(ptype), mask=keep)
+        written = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
+        tl.store(DP + origin * C + offset, dp.to(ptype), mask=written)
     elif CP == C:
         tl.store(DP + origin * C + offset, dp.to(ptype))
     else:
         tl.store(DP + origin * C + offset, dp.to(ptype), mask=(c < C)[None, None, :])
-    dw = dot(tl.permute(x.to(ptype), (0, 2, 1)), repeat(ds_p, 2), dw)
+    dw = weight_product(x.to(ptype), ds_p, dw)
     return dk, dv, dw
 
 
@@ -187,6 +198,8 @@ def backward_band(
     inner_first = tl.load(QUERIES + 2 * blocks + pid)
     inner_last = tl.load(QUERIES + 3 * blocks + pid)
     edge_end = tl.minimum(first + tl.cdiv(inner_first - first, BM) * BM, last)
+    if HAS_MASK:
+        edge_end = last
     inner_end = edge_end + tl.maximum(inner_last - edge_end, 0) // BM * BM
     for m0 in tl.range(first, edge_end, BM, num_stages=EDGE_STAGES):
         dk, dv, dw = _backward_tile(
@@ -206,9 +219,8 @@ def backward_band(
 
     tl.store(DK + k_off, (dk * scale).to(DK.dtype.element_ty), mask=k_mask)
     tl.store(DV + k_off, dv.to(DV.dtype.element_ty), mask=k_mask)
-    total = tl.sum(tl.reshape(tl.sum(dw, 0), [CP, 2, HP]), 1) * 0.5  # dS stands there twice
     DW += (b * blocks + pid) * (CP * HP)
-    tl.store(DW + c[:, None] * HP + h[None, :], total)
+    tl.store(DW + c[:, None] * HP + h[None, :], total_weight(dw, CP, HP))
 
 
 @triton.jit(do_not_specialize=["N", "parts"])

@@ -104,10 +104,24 @@ def small_dot(x, w):
 
 
 @triton.jit
+def weight_product(x, ds, dw):
+    """``dw [parts, CP, 2 heads] + x^T ds`` for ``x [parts, rows, CP]`` and ``ds [parts, rows, heads]``, which stands twice:
+    a tensor-core product is at least 8 wide."""
+    return dot(tl.permute(x, (0, 2, 1)), repeat(ds, 2), dw)
+
+
+@triton.jit
+def total_weight(dw, CP: tl.constexpr, HP: tl.constexpr):
+    """The sum over parts of what ``weight_product`` made, ``[CP, HP]``."""
+    return tl.sum(tl.reshape(tl.sum(dw, 0), [CP, 2, HP]), 1) * 0.5
+
+
+@triton.jit
 def centre(p, C: tl.constexpr, CP: tl.constexpr):
-    """Pair rows minus their mean over the channels, ``[parts, rows, CP]`` fp32."""
-    if p.dtype == tl.float32:
-        x = p - tl.sum(p, 2)[:, :, None] * (1.0 / C)
+    """Pair rows minus their mean over the channels, ``[parts, rows, CP]`` fp32: on tensor cores where 1/C is exact."""
+    if p.dtype == tl.float32 or (C & (C - 1)) != 0:
+        x = p.to(tl.float32)
+        x = x - tl.sum(x, 2)[:, :, None] * (1.0 / C)
         if CP != C:
             x = tl.where(tl.arange(0, CP)[None, None, :] < C, x, 0.0)
         return x

@@ -60,6 +60,8 @@ def forward_band(
         n = n0 + col
         tile = origin[:, None] + n[None, :]
         inside = within(n[None, :] - start[:, None], width[:, None])
+        if HAS_MASK:
+            inside = inside & (tl.load(MASK + tile, mask=inside, other=0) != 0)
         # times C after the reshape: the 16-byte vectors survive
         p_ptr = P + (tl.reshape(tile, [PARTS, BM * BN // PARTS]) * C)[:, :, None] + c[None, None, :]
         keep = tl.reshape(inside, [PARTS, BM * BN // PARTS])[:, :, None]
@@ -77,8 +79,7 @@ def forward_band(
             p = tl.load(p_ptr, mask=keep & (c < C)[None, None, :], other=0.0)
         bias = tl.reshape(pair_bias(p, w2, eps, C, CP, HP), [BM, BN, HP])
         if HAS_MASK:
-            live = tl.load(MASK + tile, mask=inside, other=0) != 0
-            bias = tl.where(live[:, :, None], bias, LOWEST)
+            bias = tl.where(inside[:, :, None], bias, LOWEST)
         elif (n0 < inner_first) | (n0 + BN > inner_last):
             bias = tl.where(inside[:, :, None], bias, LOWEST)
         s = dot(q, kt, tl.permute(bias, (2, 0, 1)))

@@ -160,6 +160,49 @@ def backward(
     return dq, dk, dv, dp, *_weight_gradients(dw_parts, problem)
 
 
+def forward_gather(problem: Problem, idx: Tensor) -> tuple[Tensor, Tensor]:
+    """``(O [B, N, H, D], lse [B, N, H])`` over any neighbour table ``idx [N, K]``."""
+    from . import _triton_gather
+
+    q = problem.q
+    b, n, h, _, slots, _ = problem.sizes
+    o = torch.empty_like(q)
+    lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
+    _triton_gather.forward_gather[(n, b)](
+        q, problem.k, problem.v, problem.p, problem.weight, problem.gamma, idx, problem.mask, o, lse,
+        n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
+        **problem.dims(), **_gather_options(problem),
+    )  # fmt: skip
+    return o, lse
+
+
+def backward_gather(
+    problem: Problem, idx: Tensor, o: Tensor, lse: Tensor, grad_o: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``(dQ, dK, dV, dp, dgamma, dW)`` over any neighbour table; dK and dV are added up by atomics in fp32."""
+    from . import _triton_gather
+
+    q, p = problem.q, problem.p
+    b, n, _, _, slots, _ = problem.sizes
+    dims = problem.dims()
+    dq, dp = torch.empty_like(q), torch.empty_like(p)
+    dk, dv = (torch.zeros(q.shape, dtype=torch.float32, device=q.device) for _ in range(2))
+    dw_parts = torch.empty((b * n, dims["CP"], dims["HP"]), dtype=torch.float32, device=q.device)
+    _triton_gather.backward_gather[(n, b)](
+        q, problem.k, problem.v, p, problem.weight, problem.gamma, idx, problem.mask, o, grad_o, lse, dq, dk, dv, dp,
+        dw_parts, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
+        **dims, **_gather_options(problem),
+    )  # fmt: skip
+    return dq, dk.to(q.dtype), dv.to(q.dtype), dp, *_weight_gradients(dw_parts, problem)
+
+
+def _gather_options(problem: Problem) -> dict[str, int]:
+    """64 slots a tile, or as many as keep a gathered tile of keys at 8,192 elements."""
+    dims = problem.dims()
+    slots = max(16, min(64, 8192 // (dims["HP"] * dims["DH"])))
+    return {"BN": slots, "PARTS": 1 if slots < 64 else 4, "num_warps": 4, "num_stages": 1}
+
+
 def _weight_gradients(dw_parts: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """``(dgamma [C], dW [H, C])`` from partial sums ``[parts, CP, HP]`` of the centred weight's gradient."""
     from ._triton_backward import weight_gradients

@@ -1,16 +1,91 @@
-"""One fused kernel: LayerNorm of p, projection to heads, scores, softmax and the product with V; p is read once."""
+"""One fused Triton kernel a pass: LayerNorm of p, projection to heads, scores, softmax, product with V.
+
+**Idea** (FlashAttention's online softmax, Dao et al. 2022, on a band with a computed bias). The pair tensor is by far the
+largest operand (K·C against 4·H·D numbers a row: 27 times in the usual shape), so everything is arranged around reading
+it once for all heads, and in the backward reading it once more and writing its gradient once.
+
+*Forward*: a program owns some query rows and walks along the keys of their band. Per tile of pairs, tensor cores centre
+p (times I − 11ᵀ/C, exact in 16 bits) and project it, un-normalised, onto W·γ centred over c::
+
+    bias[pair, h] = rstd[pair] · <p[pair], Wc[h]>,    Wc = γ W − mean_c(γ W)    (mean(p) meets a zero sum)
+
+β·W is the same for all slots of a row and leaves the softmax as it was: it is never added and β's gradient is exactly 0.
+The bias is then the *accumulator* of Q·Kᵀ. Products with p give each warp a part of the pairs; products with K and V
+are batched over heads and give each warp its heads; only the bias (C/H times smaller than p) changes warps.
+
+*Backward*: a program owns some keys and walks along the queries that see them, so dK and dV stay in registers and dp
+is written as it is made; only dQ is shared, by fp32 atomics, or under ``torch.use_deterministic_algorithms`` by one
+slot per (query, key block) summed in order. Saved for it: O, and the log-sum-exp of each row and head. Nothing of size
+N·K exists beside p and dp. With x̂ the normalised row and G = dS·Wcᵀ: dp = rstd·(G − x̂·<x̂, G>/C), dWc = Σ x̂ᵀ dS.
+
+*Budget* (bf16, H 4, D 32, C 16), a pair: 32 bytes of p; 0.3 tensor-core and about 4 other warp instructions forward,
+12 backward. An H200 (4.27 TB/s, 528 schedulers at 1.75 GHz) then has time for 7 a pair where p's bytes allow it one
+pass: the forward is bound by p's bytes and latency, the backward by shared memory and instructions.
+
+*Index*: a band in order runs as above, masks read only where the band has holes; any other table runs through a gather
+kernel (``_triton_gather``), bound by the cache that K and V rows come from.
+
+On a CPU the kernels run in Triton's interpreter only: for tests.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
+from . import _triton_launch as launch
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError, operation_floor
-from ._band import band_plan
+from ._band import BandPlan, NotABand, band_plan
 from ._registry import require
-from ._triton_launch import Problem, backward, forward
+from ._remember import remembered
+
+MAX_HEADS, MAX_HEAD_DIM, MAX_CHANNELS = 16, 64, 64
+_WHO = "TritonFusedBlock"
+
+
+class TritonFusedBlock(AtomTransformerBlock):
+    """The layer with its attention, pair norm and pair projection in one kernel."""
+
+    def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
+        require(BACKEND, self, Q, K, V, p)
+        reasons = _shape_reasons(Q, K, V, p)
+        if reasons:
+            raise UnsupportedError(reasons, who=_WHO)
+        norm, weight = self.norm_pair, self.pair_bias.weight
+        return atom_attention(Q, K, V, p, norm.weight, norm.bias, weight, neighbor_idx, valid_mask, norm.eps)[0]
+
+
+def _shape_reasons(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> list[str]:
+    """What of these sizes the kernels do not take: each limit, and what was found."""
+    found = {"heads": (q.shape[2], MAX_HEADS), "head_dim": (q.shape[3], MAX_HEAD_DIM), "c_atompair": (p.shape[3], MAX_CHANNELS)}
+    reasons = [f"{name}: at most {most} is required, {size} was found" for name, (size, most) in found.items() if size > most]
+    if q.shape[1] * q.shape[2] * q.shape[3] >= 2**31:
+        reasons.append(f"atoms: N H D < 2**31 is required, {q.shape[1] * q.shape[2] * q.shape[3]} was found")
+    if not q.dtype == k.dtype == v.dtype:
+        reasons.append(f"dtype: one dtype for Q, K and V is required, {q.dtype}, {k.dtype} and {v.dtype} were found")
+    return reasons
+
+
+@remembered
+def _band_or_none(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan | None:
+    """The band plan; None where the gather kernels must do: no band, or rows out of order, whose blocks of keys would
+    be seen from all over."""
+    try:
+        plan = band_plan(neighbor_idx, valid_mask)
+    except NotABand:
+        return None
+    return plan if plan.monotone else None
+
+
+def _problem(
+    q: Tensor, k: Tensor, v: Tensor, p: Tensor, gamma: Tensor, weight: Tensor, valid_mask: Tensor, eps: float
+) -> launch.Problem:
+    q, k, v, p, gamma, weight, mask = (t.contiguous() for t in (q, k, v, p, gamma, weight, valid_mask))
+    return launch.Problem(q, k, v, p, gamma, weight, mask.view(torch.uint8), eps)
 
 
 @torch.library.custom_op("pallatom_bench::atom_attention", mutates_args=())
@@ -18,13 +93,22 @@ def atom_attention(
     q: Tensor, k: Tensor, v: Tensor, p: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor,
     neighbor_idx: Tensor, valid_mask: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``(O [B, N, H, D], base-2 log-sum-exp [B, N, H])``. beta is here for its gradient only, which is exactly 0."""
-    return forward(_problem(q, k, v, p, gamma, weight, valid_mask, eps), band_plan(neighbor_idx, valid_mask))
+    """``(O [B, N, H, D], base-2 log-sum-exp [B, N, H])``. beta is here for its gradient only, which is exactly 0.
+
+    The plan is made inside, from the index and its mask, so that a traced graph holds this one node.
+    """
+    problem = _problem(q, k, v, p, gamma, weight, valid_mask, eps)
+    if p.numel() == 0:
+        return torch.zeros_like(problem.q), q.new_full(q.shape[:3], float("inf"), dtype=torch.float32)
+    plan = _band_or_none(neighbor_idx, valid_mask)
+    if plan is None:
+        return launch.forward_gather(problem, neighbor_idx.contiguous())
+    return launch.forward(problem, plan)
 
 
 @atom_attention.register_fake
 def _(q, k, v, p, gamma, beta, weight, neighbor_idx, valid_mask, eps):
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("pallatom_bench::atom_attention_backward", mutates_args=())
@@ -33,26 +117,35 @@ def atom_attention_backward(
     neighbor_idx: Tensor, valid_mask: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, p, gamma and weight."""
-    return backward(
-        _problem(q, k, v, p, gamma, weight, valid_mask, eps), band_plan(neighbor_idx, valid_mask), o, lse,
-        grad_o.contiguous(), deterministic=torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
+    problem = _problem(q, k, v, p, gamma, weight, valid_mask, eps)
+    if p.numel() == 0:
+        zeros = (torch.zeros_like(t) for t in (problem.q, problem.k, problem.v, problem.p, problem.gamma, problem.weight))
+        return tuple(zeros)  # type: ignore[return-value]
+    grad_o, deterministic = grad_o.contiguous(), torch.are_deterministic_algorithms_enabled()
+    plan = _band_or_none(neighbor_idx, valid_mask)
+    if plan is not None:
+        return launch.backward(problem, plan, o, lse, grad_o, deterministic=deterministic)
+    if deterministic:
+        reason = "deterministic backward: an index that is a band in order is required, another table was found"
+        raise UnsupportedError([reason], who=_WHO)
+    return launch.backward_gather(problem, neighbor_idx.contiguous(), o, lse, grad_o)
 
 
 @atom_attention_backward.register_fake
 def _(grad_o, o, lse, q, k, v, p, gamma, weight, neighbor_idx, valid_mask, eps):
-    return tuple(torch.empty_like(t) for t in (q, k, v, p, gamma, weight))
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, p, gamma, weight))
 
 
-def _setup(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.eps = inputs
-    q, k, v, p, gamma, beta, weight, neighbor_idx, valid_mask = tensors
-    ctx.save_for_backward(*output, q, k, v, p, gamma, beta, weight, neighbor_idx, valid_mask)
+    ctx.save_for_backward(*output, *tensors)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_o, _grad_lse):
+def _differentiate(ctx: Any, grad_o: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_o is None:
+        return (None,) * 10
     o, lse, q, k, v, p, gamma, beta, weight, neighbor_idx, valid_mask = ctx.saved_tensors
     dq, dk, dv, dp, dgamma, dweight = atom_attention_backward(
         grad_o, o, lse, q, k, v, p, gamma, weight, neighbor_idx, valid_mask, ctx.eps
@@ -60,43 +153,48 @@ def _backward(ctx, grad_o, _grad_lse):
     return dq, dk, dv, dp, dgamma, torch.zeros_like(beta), dweight, None, None, None
 
 
-atom_attention.register_autograd(_backward, setup_context=_setup)
+def _refuse_second(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    raise UnsupportedError(["gradient: first derivatives only are there, a second one was asked for"], who=_WHO)
 
 
-def _no_double_backward(ctx, *grads):
-    raise UnsupportedError(["backward: only first derivatives are implemented, a second one was asked for"], who="TritonFusedBlock")
-
-
-atom_attention_backward.register_autograd(_no_double_backward)
-
-
-def _problem(q, k, v, p, gamma, weight, valid_mask, eps) -> Problem:
-    q, k, v, p, gamma, weight, mask = (t.contiguous() for t in (q, k, v, p, gamma, weight, valid_mask))
-    return Problem(q, k, v, p, gamma, weight, mask.view(torch.uint8), eps)
-
-
-class TritonFusedBlock(AtomTransformerBlock):
-    """The block with its attention in one Triton kernel."""
-
-    def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
-        require(BACKEND, self, Q, K, V, p)
-        norm = self.norm_pair
-        return atom_attention(
-            Q, K, V, p, norm.weight, norm.bias, self.pair_bias.weight, neighbor_idx, valid_mask, norm.eps
-        )[0]
+atom_attention.register_autograd(_differentiate, setup_context=_setup_context)
+atom_attention_backward.register_autograd(_refuse_second)
 
 
 def cost(shape: Shape, mode: Mode) -> Cost:
+    """The operation's floor and little else: p read once a pass and dp written once, scores made again in the backward.
+
+    Peak above the inputs: O and the log-sum-exp; with the backward also dp, dQ, dK, dV, dQ's fp32 accumulator,
+    delta, and one partial weight gradient per 16 keys.
+    """
     flops, bytes_ = operation_floor(shape, mode)
-    return Cost(flops, bytes_, 0)
+    rows = shape.batch * shape.n_atom
+    stats = 4 * rows * shape.heads
+    if mode == "fwd":
+        return Cost(flops, bytes_ + stats, shape.atom_bytes + stats)
+    scores = shape.live_pairs * shape.heads * 2 * (shape.head_dim + shape.c_pair)
+    accumulator = 4 * rows * shape.heads * shape.head_dim
+    partial = 4 * (rows // 16 + 1) * max(16, shape.c_pair) * max(4, shape.heads)
+    peak = 4 * shape.atom_bytes + 2 * stats + accumulator + partial + shape.p_bytes
+    return Cost(flops + scores, bytes_ + 4 * stats + 4 * accumulator + 2 * partial, peak)
+
+
+def _probe(device: str) -> list[str]:
+    """A CPU runs the kernels in Triton's interpreter only."""
+    import triton
+
+    if device.startswith("cpu") and not triton.knobs.runtime.interpret:
+        return ["triton: its interpreter is required on cpu (TRITON_INTERPRET=1 before the first import), it is off"]
+    return []
 
 
 BACKEND = Backend(
     block=TritonFusedBlock,
-    summary="one fused Triton kernel, forward and backward; p is read once, dp written once",
+    summary="one Triton kernel a pass: norm, projection, softmax and both products; p is read once, dp written once",
     devices=("cuda", "cpu"),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     cost=cost,
     requires=("triton",),
     min_capability=(8, 0),
+    probe=_probe,
 )

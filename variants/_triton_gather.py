@@ -1,0 +1,131 @@
+"""Kernels for an arbitrary neighbour table: one query a program, its keys gathered row by row.
+
+K and V rows come from the second-level cache, ``4 H D`` bytes per pair in 16 bits (16 times p's own in the usual
+shape), so this mode is bound by the cache where the band mode is bound by p. The scores are plain sums: a row of keys
+that no other query shares leaves nothing for the tensor cores. p is still read once and dp written once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._triton_common import LOG2_E, LOWEST, normalise, repeat, small_dot, split_weight, spread_weight, total_weight, weight_product
+
+
+@triton.jit
+def _slots(
+    k0, IDX, MASK, P, K, V, SLOTS,
+    H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """BN slots of one row from ``k0`` on: ``(live [BN], p [PARTS, BN / PARTS, CP], K, V [BN, HP, DH], their offsets)``.
+
+    A slot that is not live may hold any index and any p: neither is looked at.
+    """
+    slot = k0 + tl.arange(0, BN)
+    h = tl.arange(0, HP)
+    d = tl.arange(0, DH)
+    c = tl.arange(0, CP)
+    live = tl.load(MASK + slot, mask=slot < SLOTS, other=0) != 0
+    atom = tl.load(IDX + slot, mask=live, other=0)
+    pair = tl.reshape(slot, [PARTS, BN // PARTS])[:, :, None] * C + c[None, None, :]
+    p_mask = tl.reshape(live, [PARTS, BN // PARTS])[:, :, None] & (c < C)[None, None, :]
+    p = tl.load(P + pair, mask=p_mask, other=0.0)
+    at = atom[:, None, None] * (H * D) + h[None, :, None] * D + d[None, None, :]
+    at_mask = live[:, None, None] & (h < H)[None, :, None] & (d < D)[None, None, :]
+    k = tl.load(K + at, mask=at_mask, other=0.0).to(tl.float32)
+    v = tl.load(V + at, mask=at_mask, other=0.0).to(tl.float32)
+    return live, p, k, v, at, at_mask
+
+
+@triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])
+def forward_gather(
+    Q, K, V, P, W, GAMMA, IDX, MASK, O, LSE, N, SLOTS, mask_per_item, scale, eps,
+    H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """One query x its slots: ``O [B, N, H, D]`` and the base-2 log-sum-exp ``LSE [B, N, H]`` (+inf: dead row)."""
+    l = tl.program_id(0).to(tl.int64)
+    b = tl.program_id(1).to(tl.int64)
+    h = tl.arange(0, HP)
+    d = tl.arange(0, DH)
+    w2 = split_weight(W, GAMMA, LOG2_E, H, C, HP, CP, P.dtype.element_ty)
+    off = (b * N + l) * (H * D) + h[:, None] * D + d[None, :]
+    hd = (h < H)[:, None] & (d < D)[None, :]
+    q = tl.load(Q + off, mask=hd, other=0.0).to(tl.float32) * (scale * LOG2_E)
+    atoms = b * N * (H * D)
+    IDX += l * SLOTS
+    MASK += (b * mask_per_item * N + l) * SLOTS
+    P += (b * N + l) * SLOTS * C
+    m_i = tl.full([HP], LOWEST, tl.float32)
+    l_i = tl.zeros([HP], tl.float32)
+    acc = tl.zeros([HP, DH], tl.float32)
+    for k0 in range(0, SLOTS, BN):
+        live, p, k, v, _, _ = _slots(k0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS)
+        _, rstd = normalise(p, eps, C, CP)
+        bias = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, BN // PARTS, HP, 2]), 3) * rstd[:, :, None]
+        s = tl.sum(k * q[None, :, :], 2) + tl.reshape(bias, [BN, HP])
+        s = tl.where(live[:, None], s, LOWEST)
+        m_new = tl.maximum(m_i, tl.max(s, 0))
+        a = tl.exp2(s - m_new[None, :])
+        shrink = tl.exp2(m_i - m_new)
+        l_i = l_i * shrink + tl.sum(a, 0)
+        acc = acc * shrink[:, None] + tl.sum(a[:, :, None] * v, 0)
+        m_i = m_new
+    alive = m_i > LOWEST / 2
+    inv = tl.where(alive, 1.0 / l_i, 0.0)
+    tl.store(O + off, (acc * inv[:, None]).to(O.dtype.element_ty), mask=hd)
+    tl.store(LSE + (b * N + l) * H + h, tl.where(alive, m_i + tl.log2(l_i), float("inf")), mask=h < H)
+
+
+@triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])
+def backward_gather(
+    Q, K, V, P, W, GAMMA, IDX, MASK, O, DO, LSE, DQ, DK, DV, DP, DW, N, SLOTS, mask_per_item, scale, eps,
+    H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """One query x its slots: dQ and dp written, dK and dV (fp32) added to by atomics, dWc's share to ``DW [B N, ..]``."""
+    l = tl.program_id(0).to(tl.int64)
+    b = tl.program_id(1).to(tl.int64)
+    h = tl.arange(0, HP)
+    d = tl.arange(0, DH)
+    c = tl.arange(0, CP)
+    ptype = P.dtype.element_ty
+    w2 = split_weight(W, GAMMA, LOG2_E, H, C, HP, CP, ptype)
+    wt = spread_weight(W, GAMMA, H, C, HP, CP, ptype)
+    off = (b * N + l) * (H * D) + h[:, None] * D + d[None, :]
+    hd = (h < H)[:, None] & (d < D)[None, :]
+    q = tl.load(Q + off, mask=hd, other=0.0).to(tl.float32)
+    do = tl.load(DO + off, mask=hd, other=0.0).to(tl.float32)
+    delta = tl.sum(tl.load(O + off, mask=hd, other=0.0).to(tl.float32) * do, 1)
+    lse = tl.load(LSE + (b * N + l) * H + h, mask=h < H, other=float("inf"))
+    atoms = b * N * (H * D)
+    IDX += l * SLOTS
+    MASK += (b * mask_per_item * N + l) * SLOTS
+    P += (b * N + l) * SLOTS * C
+    DP += (b * N + l) * SLOTS * C
+    dq = tl.zeros([HP, DH], tl.float32)
+    dw = tl.zeros([PARTS, CP, 2 * HP], tl.float32)
+    for k0 in range(0, SLOTS, BN):
+        live, p, k, v, at, at_mask = _slots(
+            k0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS
+        )
+        x, rstd = normalise(p, eps, C, CP)
+        bias = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, BN // PARTS, HP, 2]), 3) * rstd[:, :, None]
+        s = tl.sum(k * q[None, :, :], 2) * (scale * LOG2_E) + tl.reshape(bias, [BN, HP])
+        a = tl.where(live[:, None], tl.exp2(s - lse[None, :]), 0.0)
+        ds = a * (tl.sum(v * do[None, :, :], 2) - delta[None, :])
+        dq += tl.sum(ds[:, :, None] * k, 0)
+        tl.atomic_add(DK + atoms + at, ds[:, :, None] * (q * scale)[None, :, :], mask=at_mask, sem="relaxed")
+        tl.atomic_add(DV + atoms + at, a[:, :, None] * do[None, :, :], mask=at_mask, sem="relaxed")
+        x = x * rstd[:, :, None]
+        ds_p = tl.reshape(ds, [PARTS, BN // PARTS, HP]).to(ptype)
+        g = small_dot(repeat(ds_p, wt.shape[0] // HP), wt)
+        dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
+        slot = tl.reshape(k0 + tl.arange(0, BN), [PARTS, BN // PARTS])[:, :, None]
+        # a dead slot has ds = 0 and so dp = 0
+        tl.store(DP + slot * C + c[None, None, :], dp.to(ptype), mask=(slot < SLOTS) & (c < C)[None, None, :])
+        dw = weight_product(x.to(ptype), ds_p, dw)
+    tl.store(DQ + off, (dq * scale).to(DQ.dtype.element_ty), mask=hd)
+    tl.store(DW + (b * N + l) * (CP * HP) + c[:, None] * HP + h[None, :], total_weight(dw, CP, HP))
