@@ -47,6 +47,8 @@ BODIES = {
     "torch_memory": "raise torch.OutOfMemoryError('no room on the device')",
     "huge": "torch.empty(1 << 60)",
     "bug": "raise ZeroDivisionError('a bug of ours')",
+    # what an illegal access does to a CUDA context: nothing in this process works any more
+    "poisons": "from benchmarks.harness.measure import DevicePoisoned; raise DevicePoisoned('illegal access')",
     "refuses": "raise UnsupportedError(['one reason', 'another reason'])",
     "wrong": "return super()._attend(*x) * 1.01",
     "dies_late": "calls > 8 and ctypes.string_at(0)",
@@ -79,6 +81,7 @@ ENDS = {
     "torch_memory": ("oom", "no room on the device"),
     "huge": ("oom", "can't allocate memory"),
     "bug": ("crashed", "a bug of ours"),
+    "poisons": ("crashed", "exit code 3"),
     "refuses": ("unsupported", "one reason; another reason"),
     "wrong": ("wrong", "beyond tolerance"),
     "dies_late": ("crashed", "in phase: timing"),
@@ -112,6 +115,7 @@ def test_one_bad_cell_never_costs_the_others(tmp_path: Path, host: Host) -> None
 def check_errors_are_whole_and_portable(records: dict[str, Record]) -> None:
     assert "Traceback" in (records["bug"].error or "")
     assert "ZeroDivisionError: a bug of ours" in (records["bug"].error or "")
+    assert "illegal access" in (records["poisons"].error or "")
     assert "Segmentation fault" in (records["segfault"].error or "")
     assert not any(str(ROOT) in (record.error or "") for record in records.values())
 
@@ -128,6 +132,22 @@ def check_survivors_are_pairs(good: list[Record]) -> None:
         assert record.limit.percent > 0
         assert record.memory is not None
         assert record.memory.peak_bytes
+
+
+def test_a_death_while_a_graph_is_captured_costs_the_graphs_and_no_cell() -> None:
+    group = groups_of(("banded", "dense"))[0]
+    notices: list[str] = []
+    observer = harness.Observer()
+    observer.notice = notices.append
+    sweep = harness.Sweep([group], harness.Settings(out=None), observer)
+    pending = harness.Pending(group, ["banded", "dense"], "group")
+    assert sweep._options().graphs
+    sweep._blame(pending, ("banded", "graph"), "crashed", "the worker was ended by SIGSEGV", "")
+    assert pending.cells == {}
+    assert not sweep._options().graphs
+    assert "no more CUDA graphs" in notices[0]
+    sweep._blame(pending, ("banded", "timing"), "crashed", "the worker was ended by SIGSEGV", "tail")
+    assert {name: cell["status"] for name, cell in pending.cells.items()} == {"banded": "crashed"}
 
 
 def test_an_oversized_cell_is_tried_when_told_to(tmp_path: Path, host: Host) -> None:

@@ -35,7 +35,7 @@ def check(
     batch: opt.Batches = ["1"],  # noqa: B006
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
-    rows: Annotated[
+    pairs: Annotated[
         int,
         typer.Option(help="Check at most so many pairs (rows x K); more rows are sampled.", rich_help_panel=opt.RUN),
     ] = 1 << 20,
@@ -60,7 +60,7 @@ def check(
             seed=seed, default_workload=("ubiquitin",),
         )  # fmt: skip
         groups = harness.plan(wanted, backends)
-        settings = opt.settings(out=None, options=Options(speed=False, memory=False, gate_pairs=rows), seed=seed)
+        settings = opt.settings(out=None, options=Options(speed=False, memory=False, gate_pairs=pairs), seed=seed)
         with show.Live(out) as live:
             outcome = harness.Sweep(groups, settings, live, host).run()
     if as_json:

@@ -28,20 +28,20 @@ class Programme:
 
 
 def bench_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Programme:
-    """Two cores, four minutes: one size with every backend, then proteins, lengths, gradients, windows and a cap."""
+    """Two cores, four minutes: small ones first, one size with every backend, then gradients, windows and a cap."""
     every = arms.expand(["all"])
     lean = tuple(spec for spec in every if spec not in compiling)
     base = Axes(device=device, n_atom=2048)
     protein = replace(base, atoms="heavy", n_atom=None, workload="ubiquitin")
     small = replace(base, n_atom=1024)
     steps: list[tuple[Iterable[Axes], tuple[str, ...]]] = [
-        ([base], every),
         (grid(protein, workload=("ubiquitin", "gfp")), lean),
-        (grid(base, n_atom=(512, 1024)), lean),
+        (grid(base, n_atom=(512,)), lean),
+        ([base], every),
         ([replace(base, mode="fwdbwd"), replace(base, level="block")], lean),
         (grid(small, window=(16, 64)), lean),
         ([replace(small, k_cap=64)], lean),
-        (grid(base, n_atom=(4096, 256)), lean),
+        (grid(base, n_atom=(1024, 4096, 256)), lean),
         (grid(protein, workload=("1a28", "1bd2")), lean),
         (
             [replace(protein, workload="gfp", mode="fwdbwd"), replace(protein, workload="gfp", level="encoder")],

@@ -174,7 +174,7 @@ class Sweep:
         left = list(group.backends)
         while left:
             self._check_budget()
-            pending = _Pending(group, left, f"{self.run_id}/{group.problem.key[:8]}-{len(left)}")
+            pending = Pending(group, left, f"{self.run_id}/{group.problem.key[:8]}-{len(left)}")
             provenance, ceilings = self.host.describe(group.problem.device), self._ceilings(group.problem)
             try:
                 self._measure(pending, ceilings)
@@ -189,7 +189,7 @@ class Sweep:
             done = set(pending.cells)
             left = [spec for spec in left if spec not in done]
 
-    def _measure(self, pending: _Pending, ceilings: dict[str, Any] | None) -> None:
+    def _measure(self, pending: Pending, ceilings: dict[str, Any] | None) -> None:
         group = pending.group
         options = asdict(self._options())
         self.observer.phase(group, "", "start")
@@ -220,7 +220,7 @@ class Sweep:
         options = replace(self.settings.options, graphs=self._graphs)
         return replace(options, budget_s=min(options.budget_s, max(1.0, seconds_left(self._deadline) / 3)))
 
-    def _blame(self, pending: _Pending, in_flight: tuple[str, str] | None, status: str, how: str, stderr: str) -> None:
+    def _blame(self, pending: Pending, in_flight: tuple[str, str] | None, status: str, how: str, stderr: str) -> None:
         """Give the cell in flight its status. Nobody in flight, or one that has ended already: if nothing at all
         came out of this worker, the whole group is at fault, else the rest just runs again."""
         name, phase = in_flight or ("", "start")
@@ -240,7 +240,7 @@ class Sweep:
                 "error": stderr or None,
             }
 
-    def _record(self, pending: _Pending, provenance: dict[str, Any]) -> None:
+    def _record(self, pending: Pending, provenance: dict[str, Any]) -> None:
         """Append what the worker found, in one write."""
         settings = self.settings
         where = provenance | {
@@ -255,7 +255,7 @@ class Sweep:
         self._made += records
         self.observer.recorded(records)
 
-    def _as_record(self, pending: _Pending, cell: dict[str, Any], where: dict[str, Any]) -> Record:
+    def _as_record(self, pending: Pending, cell: dict[str, Any], where: dict[str, Any]) -> Record:
         common = {
             "run": self.run_id,
             "group": pending.name,
@@ -280,7 +280,7 @@ class Sweep:
 
 
 @dataclass
-class _Pending:
+class Pending:
     """A group in a worker: who was asked for, and what has come back."""
 
     group: Group
