@@ -104,18 +104,20 @@ def batches(plan: BandPlan, size: int, max_pairs: int) -> tuple[Batch, ...]:
         for at in range(0, count if span else 0, per_batch):
             until = min(at + per_batch, count)
             inside = slice(first + at * rows, first + until * rows)
-            hull = (x[inside].clone() for x in (plan.base, plan.start, plan.stop))
+            base, start, stop = (x[inside].clone() for x in (plan.base, plan.start, plan.stop))
             made.append(
                 Batch(
-                    inside.start,
-                    until - at,
-                    rows,
-                    span,
-                    plan.n_neighbor,
-                    lo[at:until].clone(),
-                    *hull,
-                    n,
-                    any(dead[at:until]),
+                    first=inside.start,
+                    count=until - at,
+                    size=rows,
+                    span=span,
+                    n_neighbor=plan.n_neighbor,
+                    lo=lo[at:until].clone(),
+                    base=base,
+                    start=start,
+                    stop=stop,
+                    n_atom=n,
+                    has_dead=any(dead[at:until]),
                 )
             )
     return tuple(made)

@@ -47,8 +47,8 @@ def why_unavailable(
 
     backend = load(name)
     device = str(device)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    reasons = _limit_reasons(backend, device, (dtype,), backward) + _environment_reasons(backend, device)
+    wanted: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    reasons = _limit_reasons(backend, device, (wanted,), backward) + _environment_reasons(backend, device)
     if backend.needs_band and not band:
         reasons.append("index: a band (one contiguous run of atoms per row) is required, another index was asked about")
     return reasons
