@@ -79,9 +79,11 @@ def test_block_and_its_seam_agree(mask: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("uid", ["shared", "per item"])
+@pytest.mark.parametrize("uid", ["shared", "equal rows", "per item"])
 def test_encoder_agrees(order: str, uid: str) -> None:
     inputs = cases.encoder_inputs(order)
+    if uid == "equal rows":
+        inputs["ref_space_uid"] = inputs["ref_space_uid"].expand(2, -1)
     if uid == "per item":
         inputs["ref_space_uid"] = torch.stack([inputs["ref_space_uid"], inputs["tok_idx"] // 2])
         inputs["tok_idx"] = inputs["tok_idx"].expand(2, -1)
@@ -179,6 +181,15 @@ def test_padding_never_reaches_a_result() -> None:
         results.append({"q": output, **cases.pull_back([output], {**leaves, **dict(module.named_parameters())})})
     for name, clean in results[0].items():
         assert torch.equal(clean, results[1][name]), name
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_no_nan_is_made_on_the_way() -> None:
+    """Dead rows and padding leave no NaN even in gradients on the way: torch's anomaly detection stays usable."""
+    module = cases.stack()
+    leaves = cases.with_gradients(vars(cases.block_inputs()))
+    with torch.autograd.detect_anomaly(check_nan=True):
+        module(**leaves).sum().backward()
 
 
 def test_second_derivatives() -> None:

@@ -72,7 +72,7 @@ def test_live_indices_outside_the_atoms_are_refused(bad: int, mask: str) -> None
 
 
 class TestValuesAreLookedAtOncePerPair:
-    """The pass over [N, K] is made again exactly when the index, the mask or N is another."""
+    """The pass over [N, K] is made again exactly when the index or the mask is another, or has changed."""
 
     @pytest.fixture
     def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -105,12 +105,19 @@ class TestValuesAreLookedAtOncePerPair:
             module(*inputs.all())
         assert len(looks) == 4
 
-    def test_again_for_another_mask_or_fewer_atoms(self, looks: list[int]) -> None:
+    def test_again_for_another_index_or_mask(self, looks: list[int]) -> None:
         module, inputs = cases.stack(1), cases.block_inputs()
-        module(*inputs.all())
         inputs.valid_mask = inputs.valid_mask.clone()
         module(*inputs.all())
+        mask = inputs.valid_mask = inputs.valid_mask.clone()
+        module(*inputs.all())
         assert len(looks) == 2
+        inputs.valid_mask = torch.ones_like(mask)  # as many changes in place as the mask before it: none
+        with pytest.raises(ValueError, match="neighbor_idx must lie in"):
+            module(*inputs.all())
+        inputs.valid_mask, inputs.neighbor_idx = mask, inputs.neighbor_idx.clone()
+        module(*inputs.all())
+        assert len(looks) == 4
 
     def test_each_time_for_inference_tensors(self, looks: list[int]) -> None:
         module, inputs = cases.stack(1), cases.block_inputs()

@@ -263,6 +263,16 @@ class Shapes(TorchDispatchMode):
         return result
 
 
+def test_residue_means_are_summed_wide() -> None:
+    """256 and 999 ones: added up in bfloat16, the ones are lost and their number stops at 256."""
+    module = cases.encoder(torch.bfloat16)
+    h = torch.ones(1, 1000, cases.C_TOKEN, dtype=torch.bfloat16)
+    h[:, 0] = 256
+    mean = module._residue_mean(h, torch.ones(1000, dtype=torch.int64), 3)
+    assert mean.dtype == torch.bfloat16
+    assert mean[0, :, 0].tolist() == pytest.approx([0, 1.255, 0], rel=2**-8)
+
+
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_trunk_channels_never_meet_atom_pairs(part: str) -> None:
     """No tensor has c_pair channels for each of N * K pairs, nor N * N of anything; norm and projection come first."""

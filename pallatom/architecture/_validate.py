@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 if TYPE_CHECKING:
     from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
 
-# neighbor_idx -> (its version, its mask, the mask's version, N) of the last pair found good. Weak on both sides.
+# neighbor_idx -> (its version, its mask, the mask's version) of the last pair found good. Weak on both sides.
 _good_pairs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -136,9 +136,8 @@ def check_live_indices(neighbor_idx: Tensor, valid_mask: Tensor, *, n_atom: int)
     # Inference tensors count no versions: a change would go unseen, so they are looked at each time.
     countable = not (neighbor_idx.is_inference() or valid_mask.is_inference())
     if countable and (good := _good_pairs.get(neighbor_idx)) is not None:
-        version, mask, mask_version, good_n_atom = good
-        unchanged = version == neighbor_idx._version and mask_version == valid_mask._version
-        if mask() is valid_mask and unchanged and good_n_atom == n_atom:
+        version, mask, mask_version = good
+        if mask() is valid_mask and version == neighbor_idx._version and mask_version == valid_mask._version:
             return
     wrong = _out_of_range(neighbor_idx, valid_mask, n_atom)
     if wrong.any():
@@ -148,7 +147,7 @@ def check_live_indices(neighbor_idx: Tensor, valid_mask: Tensor, *, n_atom: int)
             f"got {int(neighbor_idx[atom, slot])} at [{atom}, {slot}]"
         )
     if countable:
-        _good_pairs[neighbor_idx] = (neighbor_idx._version, weakref.ref(valid_mask), valid_mask._version, n_atom)
+        _good_pairs[neighbor_idx] = (neighbor_idx._version, weakref.ref(valid_mask), valid_mask._version)
 
 
 def _out_of_range(neighbor_idx: Tensor, valid_mask: Tensor, n_atom: int) -> Tensor:
