@@ -176,7 +176,7 @@ def test_the_gpu_run_does_its_whole_path_on_a_cpu_and_goes_on_where_it_ended(tmp
     for name in ("pallatom", "variants", "benchmarks", "reports"):  # a copy: nobody edits it between the two calls
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "20*"))
     call = ("gpu", "--device", "cpu", "--out", "out", "--threads", "1", "--budget-s")
-    first = run(*call, "60", cwd=tmp_path)
+    first = run(*call, "45", cwd=tmp_path)
     out = tmp_path / "out"
     assert (out / "doctor.json").exists(), first.stdout + first.stderr
     assert "Traceback" not in first.stderr
@@ -185,7 +185,7 @@ def test_the_gpu_run_does_its_whole_path_on_a_cpu_and_goes_on_where_it_ended(tmp
     assert all(r.timing is None for r in gate)
     done = [path.read_bytes() for path in sorted(out.glob("*.jsonl"))]
 
-    second = run(*call, "40", cwd=tmp_path)
+    second = run(*call, "30", cwd=tmp_path)
     assert f"{len(gate)} are on file already" in second.stdout
     for path, before in zip(sorted(out.glob("*.jsonl")), done, strict=False):
         assert path.read_bytes().startswith(before)
