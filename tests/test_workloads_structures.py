@@ -318,7 +318,7 @@ def test_gzip_and_binary_cif(write):
         "a.pdb.gz": gzip.compress(pdb(TRIPEPTIDE).encode()),
         "b.cif.gz": gzip.compress(mmcif(TRIPEPTIDE).encode()),
         "c.bcif": stream.getvalue(),
-        "d.bcif.gz": gzip.compress(stream.getvalue()),
+        "d.bcif.gz": gzip.compress(stream.getvalue(), mtime=0),
         "e.ENT": pdb(TRIPEPTIDE),
         "f.mmcif": mmcif(TRIPEPTIDE),
     }.items():
@@ -373,8 +373,8 @@ GOOD_PDB, GOOD_CIF = pdb(TRIPEPTIDE), mmcif(TRIPEPTIDE)
         ("a.pdb", b"\x7fELF\0\0\0" * 50, "expected text, got binary data"),
         ("a.cif", b"\x89PNG\r\n\0\0" * 50, "expected text, got binary data"),
         ("a.bcif", b"\x89PNG\r\n\0\0" * 50, "garbled bcif file"),
-        ("a.pdb.gz", gzip.compress(GOOD_PDB.encode())[:-20], "cut off"),
-        ("a.cif.gz", gzip.compress(GOOD_CIF.encode())[:100], "cut off"),
+        ("a.pdb.gz", gzip.compress(GOOD_PDB.encode(), mtime=0)[:-20], "cut off"),
+        ("a.cif.gz", gzip.compress(GOOD_CIF.encode(), mtime=0)[:100], "cut off"),
         ("a.cif.gz", b"\x1f\x8b" + bytes(100), "garbled gzip"),
     ],
 )
