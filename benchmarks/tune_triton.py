@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 # rows, cols, warps, stages, register limit (0: none), stages of the backward's edge loops
 FORWARD = [
-    (32, 16, 4, 3, 168), (32, 16, 4, 4, 0), (16, 16, 4, 3, 128), (16, 16, 2, 3, 0), (16, 16, 2, 4, 0), (16, 16, 2, 3, 168),
-    (16, 16, 2, 2, 0), (16, 32, 2, 3, 0), (32, 16, 2, 3, 0), (32, 16, 2, 2, 0),
+    (32, 16, 4, 3, 168), (32, 16, 4, 4, 0), (16, 16, 4, 3, 128), (16, 16, 2, 3, 0), (16, 16, 2, 4, 0),
+    (16, 16, 2, 3, 168), (16, 16, 2, 2, 0), (16, 32, 2, 3, 0), (32, 16, 2, 3, 0), (32, 16, 2, 2, 0),
 ]  # fmt: skip
 BACKWARD = [
     (16, 16, 4, 3, 0, 1), (16, 16, 4, 3, 0, 2), (16, 16, 4, 3, 0, 3), (16, 16, 4, 2, 0, 1), (16, 16, 4, 4, 0, 2),
@@ -144,7 +144,7 @@ def check(rows_f, rows_b, dtypes, out):
         for cf, cb, good in trials:
             try:
                 err = errors(*case, cf, cb)
-            except Exception as e:  # noqa: BLE001  a candidate that does not compile is a result here
+            except Exception as e:  # a candidate that does not compile is a result here
                 out["failed"].append([name, str(cf), str(cb), f"{type(e).__name__}: {str(e)[:300]}"])
                 print("FAILED", name, cf, cb, str(e)[:200], flush=True)
                 continue
@@ -207,7 +207,7 @@ def compile_share(rows_f, rows_b, index, workers):
     for fn, args, kwargs in jobs[index::workers]:
         try:
             fn(*args, **kwargs)
-        except Exception as e:  # noqa: BLE001  reported by the check, which meets it again
+        except Exception as e:  # reported by the check, which meets it again
             print("compile:", type(e).__name__, str(e)[:100])
 
 
@@ -232,7 +232,9 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[16384, 65536, 4096])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     parser.add_argument("--workers", type=int, default=8, help="processes that compile candidates at once")
-    parser.add_argument("--once", type=int, metavar="N", help="launch each kernel twice at N atoms, for a profiler; stop")
+    parser.add_argument(
+        "--once", type=int, metavar="N", help="launch each kernel twice at N atoms, for a profiler; stop"
+    )
     parser.add_argument("--compile-share", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.compile_share is not None:

@@ -1,5 +1,6 @@
 """Backward kernels of the band mode: a preparing pass, the key-major main pass, and the end of dQ."""
 
+# ruff: noqa: E741, SIM108 — atoms are l and outputs O here; a branch at compile time is no expression
 from __future__ import annotations
 
 import triton
@@ -59,7 +60,8 @@ def backward_prepare(
 
 @triton.jit
 def _backward_tile(
-    m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS, w2, wt, scale2, eps,
+    m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS,
+    w2, wt, scale2, eps,
     EDGE: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PARTS: tl.constexpr,
@@ -112,11 +114,13 @@ def _backward_tile(
 
     # scores again, transposed, [head, keys, queries]: so A and dS are dV's and dK's left operands as they are
     x, rstd = normalise(p, eps, C, CP)
-    bias = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, PAIRS // PARTS, HP, 2]), 3) * rstd[:, :, None]
-    bias = tl.reshape(bias, [BM, BN, HP])
+    y = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, PAIRS // PARTS, HP, 2]), 3)
+    rstd3 = tl.broadcast_to(rstd[:, :, None], [PARTS, PAIRS // PARTS, HP])
+    rstd3 = tl.permute(tl.reshape(rstd3, [BM, BN, HP]), (2, 1, 0))
+    bias = tl.permute(tl.reshape(y, [BM, BN, HP]), (2, 1, 0)) * rstd3
     if EDGE:
-        bias = tl.where(live[:, :, None], bias, LOWEST)
-    s = dot(k, tl.permute(q, (0, 2, 1)), tl.permute(bias, (2, 1, 0)))
+        bias = tl.where(tl.permute(live[:, :, None], (2, 1, 0)), bias, LOWEST)
+    s = dot(k, tl.permute(q, (0, 2, 1)), bias)
     a = tl.exp2(s * scale2 - lse[:, None, :])
     dv = dot(a.to(do.dtype), do, dv)
     ds = a * (dot(v, tl.permute(do, (0, 2, 1))) - delta[:, None, :])
@@ -134,12 +138,11 @@ def _backward_tile(
     else:
         tl.atomic_add(DQ + q_off, dq, mask=present[None, :, None] & hd, sem="relaxed")
 
-    # LayerNorm backward of a normalised row x under a weight centred over c, with G = dS Wc^T:
-    # dp = rstd (G - x <x, G> / C); dWc = x^T dS
-    x = x * rstd[:, :, None]
-    ds_p = tl.reshape(tl.permute(ds.to(ptype), (2, 1, 0)), [PARTS, PAIRS // PARTS, HP])
-    g = small_dot(repeat(ds_p, wt.shape[0] // HP), wt)
-    dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
+    # LayerNorm backward of a centred row x under a weight centred over c, with g = rstd dS and G = g Wc^T:
+    # dp = G - rstd^2 x <x, G> / C; dWc = x^T g
+    g = tl.reshape(tl.permute((ds * rstd3).to(ptype), (2, 1, 0)), [PARTS, PAIRS // PARTS, HP])
+    dp = small_dot(repeat(g, wt.shape[0] // HP), wt)
+    dp -= x * (tl.sum(x * dp, 2) * rstd * rstd * (1.0 / C))[:, :, None]
     if EDGE:
         written = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
         tl.store(DP + origin * C + offset, dp.to(ptype), mask=written)
@@ -147,7 +150,12 @@ def _backward_tile(
         tl.store(DP + origin * C + offset, dp.to(ptype))
     else:
         tl.store(DP + origin * C + offset, dp.to(ptype), mask=(c < C)[None, None, :])
-    dw = weight_product(x.to(ptype), ds_p, dw)
+    if ptype == tl.float16:
+        # p is exact, and what its mean adds is the same for all c and centred away at the end: 11 bits in dgamma.
+        # In bf16 that is not worth what it costs: a p that is also used transposed is not prefetched to shared memory
+        dw = weight_product(p, g, dw)
+    else:
+        dw = weight_product(x.to(ptype), g, dw)
     return dk, dv, dw
 
 
@@ -162,7 +170,7 @@ def backward_band(
     """BN keys x all queries that see them: dK and dV stay in registers, dp is written once, dQ is added or slotted.
 
     ``QUERIES [4, blocks]`` holds per key block the first and last + 1 query that sees any of its keys, and those that
-    see all of them. ``DW [B, blocks, CP, HP]``: partial sums of dWc, centred and split into dgamma and dW by the caller.
+    see all of them. ``DW [B, blocks, CP, HP]``: partial sums of dWc, of which ``weight_gradients`` makes dgamma and dW.
     """
     pid = tl.program_id(0)
     blocks = tl.num_programs(0)

@@ -34,7 +34,7 @@ def within(offset, width):
 def centring(C: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
     """``I - 11ᵀ/C`` on the first C channels: exact in fp16 and bf16, because C is a power of two.
 
-    In integer arithmetic throughout, like ``split_weight``: a comparison or a join in the history of a product's operand
+    In arithmetic throughout, like ``split_weight``: a comparison or a join in the history of a product's operand
     makes the compiler choose a fragment layout that takes three moves per tensor-core instruction.
     """
     i = tl.arange(0, CP)
@@ -44,8 +44,10 @@ def centring(C: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def split_weight(W, GAMMA, factor, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
-    """``factor Wc`` as ``[CP, 2 HP]``: column 2 h + part holds the high (0) or the low part (1) of head h in ``dtype``."""
+def split_weight(
+    W, GAMMA, factor, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr
+):
+    """``factor Wc`` as ``[CP, 2 HP]``: columns 2 h and 2 h + 1 are head h's high and low part in ``dtype``."""
     c = tl.arange(0, CP)
     column = tl.arange(0, 2 * HP)
     real_c = tl.minimum(tl.maximum(C - c, 0), 1).to(tl.float32)
@@ -105,8 +107,10 @@ def small_dot(x, w):
 
 @triton.jit
 def weight_product(x, ds, dw):
-    """``dw [parts, CP, 2 heads] + x^T ds`` for ``x [parts, rows, CP]`` and ``ds [parts, rows, heads]``, which stands twice:
-    a tensor-core product is at least 8 wide."""
+    """``dw [parts, CP, 2 heads] + x^T ds`` for ``x [parts, rows, CP]`` and ``ds [parts, rows, heads]``.
+
+    ds stands there twice: a tensor-core product is at least 8 wide.
+    """
     return dot(tl.permute(x, (0, 2, 1)), repeat(ds, 2), dw)
 
 
@@ -130,7 +134,7 @@ def centre(p, C: tl.constexpr, CP: tl.constexpr):
 
 @triton.jit
 def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr):
-    """``(p - mean, rstd [parts, rows])`` of pair rows: the variance is the centred rows', the one-pass form loses digits."""
+    """``(p - mean, rstd [parts, rows])`` of pair rows; the one-pass variance would lose digits where the mean is large."""
     x = centre(p, C, CP)
     return x, tl.rsqrt(tl.sum(x * x, 2) * (1.0 / C) + eps)
 

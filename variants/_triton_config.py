@@ -1,17 +1,45 @@
-"""Tile configurations: shipped defaults per kernel, architecture and dtype, and the cache of tuned ones."""
+"""Tile configurations: shipped defaults, and the file of tuned ones that a user can add to or ship."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
+
+TUNED_FILE_VARIABLE = "PALLATOM_TRITON_TUNED"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a kernel is compiled for, beside its tile: dtypes and the sizes that do not grow with the system."""
+
+    dtype: torch.dtype
+    pair_dtype: torch.dtype
+    heads: int
+    head_dim: int
+    channels: int
+
+    def padded(self) -> dict[str, int]:
+        """Sizes as they are, and padded to what tensor-core products take: powers of two, at least 4, 16 and 16."""
+        h, d, c = self.heads, self.head_dim, self.channels
+        return {"H": h, "D": d, "C": c, "HP": max(4, pow2(h)), "DH": max(16, pow2(d)), "CP": max(16, pow2(c))}
+
+    @property
+    def single(self) -> bool:
+        """Whether any product is in fp32, on tensor cores three tf32 products with operands of twice the registers."""
+        return torch.float32 in (self.dtype, self.pair_dtype)
 
 
 @dataclass(frozen=True)
 class Config:
     """``rows`` queries x ``cols`` keys per tile.
 
-    ``max_registers`` holds the compiler to what lets one more program share a multiprocessor.
+    ``max_registers`` holds the compiler to what lets one more program share a multiprocessor; ``edge_stages`` is the
+    depth of the backward's loops over edge tiles, which are short.
     """
 
     rows: int
@@ -26,16 +54,57 @@ class Config:
         limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
         return {"num_warps": self.num_warps, "num_stages": self.num_stages} | limit
 
+    def forward_constants(self) -> dict[str, int]:
+        return {"BM": self.rows, "BN": self.cols, "PARTS": self.num_warps}
 
-def forward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_dim: int, c_pair: int) -> Config:
-    """The shipped forward configuration."""
-    if torch.float32 in (dtype, p_dtype):
+    def backward_constants(self) -> dict[str, int]:
+        return self.forward_constants() | {"EDGE_STAGES": self.edge_stages}
+
+
+def forward_config(sizes: Sizes, arch: int) -> Config:
+    """The forward's configuration on ``sm_<arch>``: tuned, or else the shipped default."""
+    tuned = _tuned().get(_key("forward", sizes, arch))
+    if tuned is not None:
+        return tuned
+    if sizes.single:
         return Config(16, 16, 4, 1)
     return Config(16, 16, 2, 3)
 
 
-def backward_config(dtype: torch.dtype, p_dtype: torch.dtype, heads: int, head_dim: int, c_pair: int) -> Config:
-    """The shipped backward configuration."""
-    if torch.float32 in (dtype, p_dtype):
+def backward_config(sizes: Sizes, arch: int) -> Config:
+    """The backward's configuration on ``sm_<arch>``: tuned, or else the shipped default."""
+    tuned = _tuned().get(_key("backward", sizes, arch))
+    if tuned is not None:
+        return tuned
+    if sizes.single:
         return Config(16, 16, 4, 1)
-    return Config(16, 16, 4, 3)
+    return Config(16, 16, 4, 2)
+
+
+def pow2(n: int) -> int:
+    """The least power of two from ``n`` on."""
+    return 1 << (n - 1).bit_length()
+
+
+def _key(direction: str, sizes: Sizes, arch: int) -> str:
+    """Never the number of atoms or slots: what was tuned at one size serves all."""
+    dtypes = "/".join(str(t).removeprefix("torch.") for t in (sizes.dtype, sizes.pair_dtype))
+    return f"{direction} sm_{arch} {dtypes} H{sizes.heads} D{sizes.head_dim} C{sizes.channels}"
+
+
+@functools.cache
+def _tuned() -> dict[str, Config]:
+    """The entries of the file that ``PALLATOM_TRITON_TUNED`` names; none where it names none."""
+    path = os.environ.get(TUNED_FILE_VARIABLE)
+    return read_tuned(Path(path)) if path else {}
+
+
+def read_tuned(path: Path) -> dict[str, Config]:
+    return {key: Config(**entry) for key, entry in json.loads(path.read_text()).items()}
+
+
+def add_tuned(path: Path, direction: str, sizes: Sizes, arch: int, config: Config) -> None:
+    """Put one entry into a file of tuned configurations, made if it is not there."""
+    entries = json.loads(path.read_text()) if path.exists() else {}
+    entries[_key(direction, sizes, arch)] = asdict(config)
+    path.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")

@@ -5,12 +5,23 @@ shape), so this mode is bound by the cache where the band mode is bound by p. Th
 that no other query shares leaves nothing for the tensor cores. p is still read once and dp written once.
 """
 
+# ruff: noqa: E741, SIM108 — atoms are l and outputs O here; a branch at compile time is no expression
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from ._triton_common import LOG2_E, LOWEST, normalise, repeat, small_dot, split_weight, spread_weight, total_weight, weight_product
+from ._triton_common import (
+    LOG2_E,
+    LOWEST,
+    normalise,
+    repeat,
+    small_dot,
+    split_weight,
+    spread_weight,
+    total_weight,
+    weight_product,
+)
 
 
 @triton.jit
@@ -85,7 +96,7 @@ def backward_gather(
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
     BN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """One query x its slots: dQ and dp written, dK and dV (fp32) added to by atomics, dWc's share to ``DW [B N, ..]``."""
+    """One query x its slots: writes dQ, dp and its share of dWc, ``DW [B N, CP, HP]``; adds to dK and dV (fp32)."""
     l = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
     h = tl.arange(0, HP)

@@ -12,23 +12,28 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._triton_config import Config, Sizes, backward_config, forward_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+_SHORT_LOOP_BYTES = 0x400
 _SM_REGISTERS, _SM_WARPS = 65536, 64
 _SM_SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the compiler made of one kernel. ``loops`` counts each innermost loop's instructions by mnemonic."""
+    """What the compiler made of one kernel. ``loops`` holds, per innermost loop, the instructions of the shortest way
+    around it by mnemonic: the way of an interior tile, past what only edge tiles do."""
 
     kernel: str
     arch: int
     num_warps: int
+    pairs: int  # of one tile
     registers: int
     stack_bytes: int
     shared_bytes: int
@@ -48,20 +53,94 @@ class Inspection:
     @property
     def wide_loads(self) -> int:
         """128-bit loads from global memory, straight to shared memory (LDGSTS) or to registers."""
-        return sum(n for op, n in self.instructions.items() if op.startswith(("LDG", "LDGSTS")) and "128" in op)
+        return sum(n for op, n in self.instructions.items() if op.startswith("LDG") and "128" in op)
 
     @property
     def narrow_loads(self) -> int:
         return sum(n for op, n in self.instructions.items() if op.startswith("LDG") and "128" not in op)
 
-    def per_pair(self, pairs: int) -> float:
-        """Warp instructions per pair of the interior loop, whose tile holds ``pairs`` pairs.
+    @property
+    def occupancy(self) -> float:
+        """Warps that fit a multiprocessor, of those it could hold."""
+        return self.ctas_per_sm * self.num_warps / _SM_WARPS
 
-        The interior loop is the shortest of the long ones: edge tiles do the same work and masks on top.
+    @property
+    def per_pair(self) -> float:
+        """Warp instructions per pair in the main loop.
+
+        The shortest of the long ones: peeled loops over edge tiles do the same work and masks on top.
         """
         sizes = [sum(loop.values()) for loop in self.loops]
-        long = [s for s in sizes if s > max(sizes) / 3]
-        return min(long) * self.num_warps / pairs
+        return min(s for s in sizes if s > max(sizes) / 3) * self.num_warps / self.pairs
+
+    def summary(self) -> dict[str, Any]:
+        """The figures to track, by name."""
+        return {
+            "kernel": self.kernel,
+            "arch": f"sm_{self.arch}",
+            "registers": self.registers,
+            "stack_bytes": self.stack_bytes,
+            "spills": self.spills,
+            "shared_bytes": self.shared_bytes,
+            "ctas_per_sm": self.ctas_per_sm,
+            "occupancy": self.occupancy,
+            "tensor_core": self.tensor_core,
+            "wide_loads": self.wide_loads,
+            "narrow_loads": self.narrow_loads,
+            "warp_instructions_per_pair": round(self.per_pair, 3),
+        }
+
+
+_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+_BY_DTYPE = ("Q", "K", "V", "O", "DO", "DK", "DV")
+_INTEGERS = ("BASE", "START", "STOP", "QUERIES")
+
+
+def inspect_shipped(
+    direction: str,
+    *,
+    arch: int = 90,
+    dtype: str = "bfloat16",
+    pair_dtype: str | None = None,
+    heads: int = 4,
+    head_dim: int = 32,
+    channels: int = 16,
+    holes: bool = False,
+    deterministic: bool = False,
+    config: Config | None = None,
+) -> Inspection:
+    """The band kernel of ``direction`` ("forward", "backward") as ``triton_fused`` would launch it on ``sm_<arch>``."""
+    import torch
+
+    pair_dtype = pair_dtype or dtype
+    sizes = Sizes(getattr(torch, dtype), getattr(torch, pair_dtype), heads, head_dim, channels)
+    if direction == "forward":
+        from ._triton_forward import forward_band as kernel
+
+        config = config or forward_config(sizes, arch)
+        constants = sizes.padded() | config.forward_constants() | {"HAS_MASK": holes}
+    else:
+        from ._triton_backward import backward_band as kernel
+
+        config = config or backward_config(sizes, arch)
+        constants = sizes.padded() | config.backward_constants() | {"HAS_MASK": holes, "ATOMIC": not deterministic}
+    run_time = (name for name in kernel.arg_names if name not in constants)
+    signature = {name: _argument_type(name, dtype, pair_dtype) for name in run_time}
+    return inspect(kernel, signature, constants, arch=arch, pairs=config.rows * config.cols, **config.options())
+
+
+def _argument_type(name: str, dtype: str, pair_dtype: str) -> str:
+    if name in _BY_DTYPE:
+        return _TYPES[dtype]
+    if name in ("P", "DP"):
+        return _TYPES[pair_dtype]
+    if name in _INTEGERS:
+        return "*i32"
+    if name == "MASK":
+        return "*u8"
+    if name.isupper() and name not in ("N", "SLOTS"):
+        return "*fp32"
+    return "fp32" if name in ("scale", "eps") else "i32"
 
 
 def inspect(
@@ -70,11 +149,12 @@ def inspect(
     constants: Mapping[str, Any],
     *,
     arch: int,
+    pairs: int,
     num_warps: int,
     num_stages: int,
     maxnreg: int | None = None,
 ) -> Inspection:
-    """Compile ``kernel`` (a ``triton.jit`` function) for ``sm_<arch>`` and read the result.
+    """Compile ``kernel`` (a ``triton.jit`` function), whose tiles hold ``pairs`` pairs, for ``sm_<arch>`` and read it.
 
     ``signature`` gives every run-time argument's Triton type; pointers and the arguments named ``*:16`` are taken as
     divisible by 16, as the launcher would find them.
@@ -90,10 +170,10 @@ def inspect(
     source = ASTSource(kernel, types, {(at[n],): v for n, v in constants.items()}, attrs)
     options = {"num_warps": num_warps, "num_stages": num_stages} | ({"maxnreg": maxnreg} if maxnreg else {})
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    return _read(kernel.__name__, built.asm["cubin"], built.metadata.shared, arch, num_warps)
+    return _read(kernel.__name__, built.asm["cubin"], built.metadata.shared, arch, num_warps, pairs)
 
 
-def _read(name: str, cubin: bytes, shared: int, arch: int, num_warps: int) -> Inspection:
+def _read(name: str, cubin: bytes, shared: int, arch: int, num_warps: int, pairs: int) -> Inspection:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(cubin)
         f.flush()
@@ -103,22 +183,50 @@ def _read(name: str, cubin: bytes, shared: int, arch: int, num_warps: int) -> In
     if found is None:
         raise RuntimeError(f"cuobjdump: expected a line with REG and STACK, got {usage[-300:]!r}")
     registers = int(found[1])
-    code = [(int(a, 16), op, rest) for a, op, rest in _INSTRUCTION.findall(sass)]
+    code = [Instruction(int(a, 16), bool(guard), op, rest) for a, guard, op, rest in _INSTRUCTION.findall(sass)]
     return Inspection(
-        name, arch, num_warps, registers, int(found[2]), shared, _ctas_per_sm(arch, registers, shared, num_warps),
-        dict(Counter(op for _, op, _ in code)), _loops(code),
+        name, arch, num_warps, pairs, registers, int(found[2]), shared,
+        _ctas_per_sm(arch, registers, shared, num_warps), dict(Counter(i.op for i in code)), _loops(code),
     )  # fmt: skip
 
 
-def _loops(code: list[tuple[int, str, str]]) -> tuple[dict[str, int], ...]:
-    """Innermost loops of some length: from the target of a backward branch to the branch."""
-    spans = []
-    for at, op, rest in code:
-        target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
-        if target and 0x400 < at - int(target[1], 16):
-            spans.append((int(target[1], 16), at))
+class Instruction(NamedTuple):
+    at: int
+    guarded: bool
+    op: str
+    rest: str
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch goes."""
+        found = re.search(r"0x([0-9a-f]+)", self.rest) if self.op.startswith("BRA") else None
+        return int(found[1], 16) if found else None
+
+
+def _loops(code: list[Instruction]) -> tuple[dict[str, int], ...]:
+    """Innermost loops of some length, each as its shortest way from the target of the backward branch to the branch."""
+    spans = [(i.target, i.at) for i in code if i.target is not None and i.at - i.target > _SHORT_LOOP_BYTES]
     inner = [s for s in spans if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
-    return tuple(dict(Counter(op for at, op, _ in code if lo <= at <= hi)) for lo, hi in inner)
+    return tuple(_shortest_way([i for i in code if first <= i.at <= last]) for first, last in inner)
+
+
+def _shortest_way(body: list[Instruction]) -> dict[str, int]:
+    """Mnemonics on the way through ``body`` that executes the fewest instructions, forward branches taken or not."""
+    place = {instruction.at: n for n, instruction in enumerate(body)}
+    cost = [0] + [len(body) + 1] * (len(body) - 1)
+    came_from = [-1] * len(body)
+    for n, instruction in enumerate(body[:-1]):
+        follows = [] if instruction.op.startswith("BRA") and not instruction.guarded else [n + 1]
+        if instruction.target is not None and place.get(instruction.target, 0) > n:
+            follows.append(place[instruction.target])
+        for m in follows:
+            if cost[n] + 1 < cost[m]:
+                cost[m], came_from[m] = cost[n] + 1, n
+    way, n = [], len(body) - 1
+    while n >= 0:
+        way.append(body[n].op)
+        n = came_from[n]
+    return dict(Counter(way))
 
 
 def _ctas_per_sm(arch: int, registers: int, shared: int, num_warps: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._band import BandPlan
 from ._remember import remembered
-from ._triton_config import Config, backward_config, forward_config
+from ._triton_config import Config, Sizes, backward_config, forward_config, pow2
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,20 @@ class Problem:
     def scale(self) -> float:
         return self.q.shape[-1] ** -0.5
 
+    @property
+    def compiled_for(self) -> Sizes:
+        return Sizes(self.q.dtype, self.p.dtype, *self.q.shape[2:], self.p.shape[3])
+
     def dims(self) -> dict[str, int]:
-        """Compile-time sizes: as they are, and padded to what a tensor-core product takes (at least 4, 16, 16)."""
-        _, _, h, d, _, c = self.sizes
-        return {"H": h, "D": d, "C": c, "HP": max(4, _pow2(h)), "DH": max(16, _pow2(d)), "CP": max(16, _pow2(c))}
+        return self.compiled_for.padded()
+
+    @property
+    def arch(self) -> int:
+        """Compute capability as in ``sm_90``; 0 in the interpreter."""
+        if self.q.device.type != "cuda":
+            return 0
+        major, minor = torch.cuda.get_device_capability(self.q.device)
+        return 10 * major + minor
 
 
 @dataclass(frozen=True)
@@ -82,11 +92,18 @@ def _queries(plan: BandPlan, cols: int) -> Tensor:
     return torch.stack([first, last, inner_first, torch.clamp(inner_last, inner_first, last)]).int()
 
 
+def in_order(plan: BandPlan) -> bool:
+    """Whether blocks of keys are seen by few rows that do not see them: the rows' ranges come to at most four times
+    the pairs of the band (always so where starts and stops never decrease)."""
+    if plan.monotone:
+        return True
+    cols = 16
+    first, last, *_ = queries_of(plan, cols)
+    visited = int((last - first).sum()) * cols
+    return visited <= 4 * (int((plan.stop - plan.start).sum()) + cols * plan.start.numel())
+
+
 _ROWS = 16  # per program of the kernels that go over rows
-
-
-def _pow2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def _blocks(n: int, size: int) -> int:
@@ -98,16 +115,15 @@ def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> t
     from ._triton_forward import forward_band
 
     q, p = problem.q, problem.p
-    b, n, h, d, slots, c = problem.sizes
-    config = config or forward_config(q.dtype, p.dtype, h, d, c)
+    b, n, h, _, slots, _ = problem.sizes
+    config = config or forward_config(problem.compiled_for, problem.arch)
     o = torch.empty_like(q)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
     rows = rows_of(plan)
     forward_band[(_blocks(n, config.rows), b)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop,
         problem.mask, o, lse, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **problem.dims(), BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes,
-        PARTS=config.num_warps, **config.options(),
+        **problem.dims(), **config.forward_constants(), HAS_MASK=plan.has_holes, **config.options(),
     )  # fmt: skip
     return o, lse
 
@@ -130,8 +146,8 @@ def backward(
     from ._triton_backward import backward_band, backward_finish, backward_prepare
 
     q, p = problem.q, problem.p
-    b, n, h, d, slots, c = problem.sizes
-    config = config or backward_config(q.dtype, p.dtype, h, d, c)
+    b, n, h, d, slots, _ = problem.sizes
+    config = config or backward_config(problem.compiled_for, problem.arch)
     dims, rows, device = problem.dims(), rows_of(plan), q.device
     heads = {name: dims[name] for name in ("H", "D", "C", "HP", "DH")}
     parts = (slots + config.cols - 2) // config.cols + 1 if deterministic else 1
@@ -149,13 +165,12 @@ def backward(
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop, problem.mask,
         grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, dp, dw_parts,
         n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
-        **dims, BM=config.rows, BN=config.cols, HAS_MASK=plan.has_holes, ATOMIC=not deterministic,
-        PARTS=config.num_warps, EDGE_STAGES=config.edge_stages, **config.options(),
+        **dims, **config.backward_constants(), HAS_MASK=plan.has_holes, ATOMIC=not deterministic, **config.options(),
     )  # fmt: skip
     dq = torch.empty_like(q)
     backward_finish[row_grid](
         dq_parts, dq, rows.start, rows.stop, n, parts, problem.scale,
-        H=h, D=d, ROW=_pow2(h * d), BM=_ROWS, BN=config.cols, ATOMIC=not deterministic,
+        H=h, D=d, ROW=pow2(h * d), BM=_ROWS, BN=config.cols, ATOMIC=not deterministic,
     )  # fmt: skip
     return dq, dk, dv, dp, *_weight_gradients(dw_parts, problem)
 

@@ -1,15 +1,15 @@
 """One fused Triton kernel a pass: LayerNorm of p, projection to heads, scores, softmax, product with V.
 
-**Idea** (FlashAttention's online softmax, Dao et al. 2022, on a band with a computed bias). The pair tensor is by far the
-largest operand (K·C against 4·H·D numbers a row: 27 times in the usual shape), so everything is arranged around reading
-it once for all heads, and in the backward reading it once more and writing its gradient once.
+**Idea** (FlashAttention's online softmax, Dao et al. 2022, on a band with a computed bias). The pair tensor is by far
+the largest operand (K·C numbers a row against 4·H·D: 14 times as many in the usual shape), so everything is arranged
+around reading it once for all heads, and in the backward reading it once more and writing its gradient once.
 
 *Forward*: a program owns some query rows and walks along the keys of their band. Per tile of pairs, tensor cores centre
 p (times I − 11ᵀ/C, exact in 16 bits) and project it, un-normalised, onto W·γ centred over c::
 
     bias[pair, h] = rstd[pair] · <p[pair], Wc[h]>,    Wc = γ W − mean_c(γ W)    (mean(p) meets a zero sum)
 
-β·W is the same for all slots of a row and leaves the softmax as it was: it is never added and β's gradient is exactly 0.
+β·W is the same for all slots of a row and leaves the softmax as it was: never added, and β's gradient is exactly 0.
 The bias is then the *accumulator* of Q·Kᵀ. Products with p give each warp a part of the pairs; products with K and V
 are batched over heads and give each warp its heads; only the bias (C/H times smaller than p) changes warps.
 
@@ -61,8 +61,14 @@ class TritonFusedBlock(AtomTransformerBlock):
 
 def _shape_reasons(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> list[str]:
     """What of these sizes the kernels do not take: each limit, and what was found."""
-    found = {"heads": (q.shape[2], MAX_HEADS), "head_dim": (q.shape[3], MAX_HEAD_DIM), "c_atompair": (p.shape[3], MAX_CHANNELS)}
-    reasons = [f"{name}: at most {most} is required, {size} was found" for name, (size, most) in found.items() if size > most]
+    found = {
+        "heads": (q.shape[2], MAX_HEADS),
+        "head_dim": (q.shape[3], MAX_HEAD_DIM),
+        "c_atompair": (p.shape[3], MAX_CHANNELS),
+    }
+    reasons = [
+        f"{name}: at most {most} is required, {size} was found" for name, (size, most) in found.items() if size > most
+    ]
     if q.shape[1] * q.shape[2] * q.shape[3] >= 2**31:
         reasons.append(f"atoms: N H D < 2**31 is required, {q.shape[1] * q.shape[2] * q.shape[3]} was found")
     if not q.dtype == k.dtype == v.dtype:
@@ -72,13 +78,13 @@ def _shape_reasons(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> list[str]:
 
 @remembered
 def _band_or_none(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan | None:
-    """The band plan; None where the gather kernels must do: no band, or rows out of order, whose blocks of keys would
-    be seen from all over."""
+    """The band plan; None where the gather kernels must do: no band, or rows so out of order that the keys of a block
+    are seen from all over."""
     try:
         plan = band_plan(neighbor_idx, valid_mask)
     except NotABand:
         return None
-    return plan if plan.monotone else None
+    return plan if launch.in_order(plan) else None
 
 
 def _problem(
@@ -119,7 +125,9 @@ def atom_attention_backward(
     """Gradients of q, k, v, p, gamma and weight."""
     problem = _problem(q, k, v, p, gamma, weight, valid_mask, eps)
     if p.numel() == 0:
-        zeros = (torch.zeros_like(t) for t in (problem.q, problem.k, problem.v, problem.p, problem.gamma, problem.weight))
+        zeros = (
+            torch.zeros_like(t) for t in (problem.q, problem.k, problem.v, problem.p, problem.gamma, problem.weight)
+        )
         return tuple(zeros)  # type: ignore[return-value]
     grad_o, deterministic = grad_o.contiguous(), torch.are_deterministic_algorithms_enabled()
     plan = _band_or_none(neighbor_idx, valid_mask)
