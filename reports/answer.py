@@ -134,11 +134,9 @@ def headline(place: Place, contests: Sequence[Contest], labels: dict[Setting, st
     shown_by = sum(1 for c in contested if c.winner.record.backend == best and not c.tied)
     all_regions = regions(contested)
     main = max((r for r in all_regions if r.use == best), key=lambda r: r.shown.problem.live_pairs)
-    out = [
-        f"**Use `{best}`{_or(main)}.** It was the fastest in {won} of {len(contested)} problems; in {shown_by} of them "
-        "it leads every other backend by more than the noise and more than what matters.",
-        _gain(main, labels),
-    ]
+    had = "was the fastest" if shown_by == won else "had the lowest median time"
+    out = [_choice(best, main) + f" It {had} in {won} of {len(contested)} problems{_lead(won, shown_by)}."]
+    out.append(_gain(main, labels))
     others = [r for r in all_regions if r.use != best]
     if others:
         listed = [f"`{r.use}`{_or(r)} for {labels[r.setting]}, {r.sizes}" for r in others[:4]]
@@ -149,6 +147,21 @@ def headline(place: Place, contests: Sequence[Contest], labels: dict[Setting, st
 
 def _failures(contests: Sequence[Contest], place: Place) -> int:
     return sum(len(c.failed) for c in contests if c.place == place)
+
+
+def _choice(best: str, region: Region) -> str:
+    ties = [f"`{b}`" for b in region.alternatives]
+    if not ties:
+        return f"**Use `{best}`.**"
+    return f"**Use `{best}`**, or {' or '.join(ties)}, not told apart from it."
+
+
+def _lead(won: int, shown: int) -> str:
+    """In how many of the problems that it won the winner's lead over every other backend stands."""
+    what = "every other backend by more than the noise and more than what matters"
+    if shown == won:
+        return f", each time ahead of {what}" if won > 1 else f", ahead of {what}"
+    return f"; in {shown} of them it was ahead of {what}" if shown else "; in none of them its lead is beyond the noise"
 
 
 def _or(region: Region) -> str:

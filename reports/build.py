@@ -184,6 +184,10 @@ def _place_notices(cells: Sequence[Cell], contests: Sequence[Contest]) -> list[s
     codes = {c.record.provenance.code for c in cells}
     if len(codes) > 1:
         out.append(f"The cells were made by {len(codes)} different states of the code under one commit.")
+    versions = [c.record.provenance.versions for c in cells]
+    differing = sorted({k for v in versions for k in v if any(v[k] != o.get(k) for o in versions)})
+    if differing:
+        out.append(f"The cells were made with different versions of {', '.join(differing)}.")
     held_back = machine.throttling(cells)
     if held_back:
         out.append(f"The device held its clocks back at times ({', '.join(held_back)}); see the machine's section.")

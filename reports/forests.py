@@ -197,7 +197,8 @@ def _ratio_axis(ax: Axes, label: str, *, room: float = 0.0) -> None:
     if high / low < 2.2:
         ax.xaxis.set_major_locator(MaxNLocator(5))
     else:
-        ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high / low < 150 else (1, 3)))
+        subs = (1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 150 else (1, 3)
+        ax.xaxis.set_major_locator(LogLocator(base=10, subs=subs))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: words.bare(words.number(v)) + "×"))
     ax.set_xlabel(label, fontsize=9)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
-from benchmarks.harness.record import Problem, Record
+from benchmarks.harness.record import Problem, Provenance, Record
 
 LEVELS = ("attention", "block", "stack", "encoder", "decoder", "index")
 MODES = ("fwd", "fwdbwd", "train")
@@ -29,7 +29,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """One machine, device and commit."""
+    """One machine, device (a CPU with its number of threads) and commit."""
 
     machine: str
     device: str
@@ -214,9 +214,15 @@ def _explain(fields: object, error: ValidationError) -> str:
 
 def _place(record: Record) -> Place:
     origin, device = record.provenance, record.problem.device
-    hardware = (origin.gpu or "unnamed GPU") if device == "cuda" else origin.cpu
+    hardware = (origin.gpu or "unnamed GPU") if device == "cuda" else _cpu(origin)
     commit = (origin.commit or "unknown")[:12] + ("+changes" if origin.dirty else "")
     return Place(origin.machine, device, hardware, commit)
+
+
+def _cpu(origin: Provenance) -> str:
+    """The processor and its threads: other threads are another machine as far as a time is concerned."""
+    threads = origin.environment.get("threads")
+    return origin.cpu if threads is None else f"{origin.cpu}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _supersede(records: Iterable[tuple[Record, str]]) -> list[Cell]:

@@ -91,7 +91,7 @@ def _variables() -> str:
 
     light, dark = block(False), block(True)
     return (
-        f":root{{color-scheme:light;{light}}}\n"
+        f":root{{color-scheme:light;{light}}}\n@media screen{{\n"
         f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
-        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}"
+        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}\n}}"
     )

@@ -119,6 +119,19 @@ def test_machines_and_commits_never_meet(tmp_path):
     assert len(c.places) == 3
 
 
+def test_other_thread_counts_are_another_place(tmp_path):
+    p = make.problem()
+    two = make.group(make.CPU, p, backends=["gather", "banded"])
+    one = [
+        r.model_copy(update={"provenance": make.provenance(environment={"threads": 1})})
+        for r in make.group(make.CPU, p, backends=["gather", "banded"], seed=1)
+    ]
+    c = collect(tmp_path, two + one)
+    assert sorted(place.hardware for place in c.places) == [f"{make.CPU.cpu}, 1 thread", f"{make.CPU.cpu}, 2 threads"]
+    assert len(c.current) == 4
+    assert len(analyse.pairs(c)) == 2
+
+
 def test_newest_record_of_a_cell_wins_and_the_older_is_flagged(tmp_path):
     p = make.problem()
     new = make.group(make.CPU, p, seed=1, run="b", utc="2026-11-22T19:00:00Z")

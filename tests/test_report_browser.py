@@ -188,6 +188,13 @@ def test_theme_button_and_backend_buttons(visit):
     assert v.page.evaluate(shown.replace("dense", "gather")) > 0
 
 
+def test_prints_dark_on_light(visit):
+    v = visit(scheme="dark")
+    v.page.emulate_media(media="print", color_scheme="dark")
+    assert v.page.evaluate("getComputedStyle(document.querySelector('figure path')).fill") == "rgb(255, 255, 255)"
+    assert v.page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+
+
 def test_readable_without_javascript(visit):
     v = visit(java_script_enabled=False)
     assert v.complaints == []
