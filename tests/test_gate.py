@@ -7,6 +7,7 @@ import torch
 
 import variants
 from benchmarks.harness import arms, cases, expectation, gate, inputs
+from benchmarks.harness.case import Case
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 ALL = 1 << 30
@@ -22,14 +23,14 @@ def build(max_pairs: int = ALL, **axes) -> tuple[inputs.Inputs, expectation.Expe
     return built, expectation.expect(built, max_pairs=max_pairs)
 
 
-def planted(built: inputs.Inputs, attend) -> inputs.Case:
+def planted(built: inputs.Inputs, attend) -> Case:
     """The plain layer with another seam."""
     twin = variants.convert(built.module, "gather")
     block = type("Planted", (AtomTransformerBlock,), {"_attend": attend})
     for module in twin.modules():
         if isinstance(module, AtomTransformerBlock):
             module.__class__ = block
-    return inputs.Case(built, twin)
+    return Case(built, twin)
 
 
 def judged(attend, max_pairs: int = ALL, **axes) -> gate.Gate:
@@ -46,7 +47,7 @@ def red_entries(result: gate.Gate, **axes) -> set[str]:
 @pytest.mark.parametrize("level", ["attention", "block", "stack", "encoder", "decoder"])
 def test_correct_backends_are_green(backend: str, level: str) -> None:
     built, expected = build(level=level)
-    result = gate.check(inputs.Case(built, arms.converted(backend, built.module)), expected)
+    result = gate.check(Case(built, arms.converted(backend, built.module)), expected)
     assert result.passed, gate.why_red(result, built.problem)
     assert result.rows_checked == result.rows_total == 96
     assert result.negative_control == pytest.approx(1.0)
@@ -57,7 +58,7 @@ def test_correct_backends_are_green(backend: str, level: str) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_every_dtype_has_its_tolerance(dtype: str) -> None:
     built, expected = build(dtype=dtype)
-    result = gate.check(inputs.Case(built, arms.converted("banded", built.module)), expected)
+    result = gate.check(Case(built, arms.converted("banded", built.module)), expected)
     assert result.passed, gate.why_red(result, built.problem)
     assert max(e for e in result.errors.values() if e is not None) > 0  # it did compare something
 
@@ -66,7 +67,7 @@ def test_every_dtype_has_its_tolerance(dtype: str) -> None:
 def test_a_sample_of_rows_is_exact_gradients_included(level: str) -> None:
     """In float64 the sampled reference agrees to rounding: so no row's gradient is missing or counted twice."""
     built, expected = build(max_pairs=4000, workload="ubiquitin", atoms="backbone", level=level, dtype="float64")
-    result = gate.check(inputs.Case(built, arms.converted("gather", built.module)), expected)
+    result = gate.check(Case(built, arms.converted("gather", built.module)), expected)
     assert result.passed, gate.why_red(result, built.problem)
     assert 0 < result.rows_checked < result.rows_total == 304
     assert max(e for e in result.errors.values() if e is not None) < 1e-12
@@ -234,7 +235,7 @@ def test_memory_that_is_never_written_is_red() -> None:
 
 def test_a_problem_whose_answer_is_zero_cannot_be_told() -> None:
     built, expected = build(mode="fwd", window=1)  # no neighbours: every backend returns zeros, right or not
-    result = gate.check(inputs.Case(built, arms.converted("gather", built.module)), expected)
+    result = gate.check(Case(built, arms.converted("gather", built.module)), expected)
     assert not result.passed
     assert "cannot tell" in gate.why_red(result, built.problem)
 
@@ -259,7 +260,7 @@ def test_an_output_that_drifts_after_the_first_check_is_red() -> None:
 
 def test_training_steps_leave_the_weights_as_the_gate_saw_them() -> None:
     built, expected = build(mode="train", level="block")
-    case = inputs.Case(built, arms.converted("banded", built.module))
+    case = Case(built, arms.converted("banded", built.module))
     before = gate.check(case, expected)
     for _ in range(3):
         case.release()
@@ -272,7 +273,7 @@ def test_training_steps_leave_the_weights_as_the_gate_saw_them() -> None:
 
 def test_the_index_must_agree_exactly() -> None:
     built, expected = build(level="index", workload="1a28", atoms="heavy", max_pairs=1 << 16)
-    case = inputs.Case(built, built.module)
+    case = Case(built, built.module)
     assert gate.check(case, expected).passed
     forward = case._forward
     case._forward = lambda tok_idx: tuple(t.roll(1, 1) for t in forward(tok_idx))

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.harness import arms, cases, footprint
 from benchmarks.harness import sweep as harness
+from benchmarks.harness.case import Case
 from benchmarks.harness.host import Host
 from benchmarks.harness.measure import PHASE_LIMITS_S, Options
 from benchmarks.harness.process import Worker, WorkerDied, WorkerTimeout
@@ -48,7 +49,7 @@ BODIES = {
     "huge": "torch.empty(1 << 60)",
     "bug": "raise ZeroDivisionError('a bug of ours')",
     # what an illegal access does to a CUDA context: nothing in this process works any more
-    "poisons": "from benchmarks.harness.measure import DevicePoisoned; raise DevicePoisoned('illegal access')",
+    "poisons": "from benchmarks.harness.failures import DevicePoisoned; raise DevicePoisoned('illegal access')",
     "refuses": "raise UnsupportedError(['one reason', 'another reason'])",
     "wrong": "return super()._attend(*x) * 1.01",
     "dies_late": "calls > 8 and ctypes.string_at(0)",
@@ -353,7 +354,7 @@ def test_no_cell_takes_more_than_was_predicted(level: str, backend: str) -> None
         axes = cases.Axes(level=level, mode=mode, workload="gfp", atoms="backbone", window=16)
         problem, source = cases.resolve(axes)
         built = inputs.build(problem, source)
-        case = inputs.Case(built, arms.converted(backend, built.module))
+        case = Case(built, arms.converted(backend, built.module))
         case()
         case.release()
         peak, _ = peak_memory(case, "cpu")

@@ -21,8 +21,8 @@ from .record import Gate, Problem
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .case import Case
     from .expectation import Expected
-    from .inputs import Case
 
 # Relative error norms allowed at the seam. In half precision a correct backend rounds its scores, weights and output
 # a few times: 0.4 to 1.3 roundings u of relative error in outputs and up to 2.6 u in gradients were seen in all

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import gc
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import arms, footprint
+from .case import Case
 from .clock import Interleaved, graphed, interleave, make_clock
+from .failures import DevicePoisoned, check_device, synchronize, text_of, verdict_on
 from .record import Gate, Limit, Memory, Problem, Timing
 from .statistics import median_interval
 
 if TYPE_CHECKING:
     from .expectation import Expected
-    from .inputs import Case, Inputs
+    from .inputs import Inputs
 
 Emit = Callable[[dict[str, Any]], None]
 Note = Callable[[str, str], None]
@@ -56,10 +57,6 @@ PHASE_LIMITS_S = {
     "timing": 120.0,
     "graph": 120.0,
 }
-
-
-class DevicePoisoned(RuntimeError):
-    """The CUDA context no longer works: the process must be replaced."""
 
 
 @dataclass
@@ -111,7 +108,7 @@ class Group:
                     try:
                         arm.apart = self._apart(arm)
                     except RuntimeError:  # a supplement that does not fit or capture costs no cell
-                        self._check_device()
+                        check_device(self.problem.device)
         self._finish([arm for arm in ready if timed is not None and arm.name in timed.samples], timed)
 
     # -- before anything is built ------------------------------------------------------------------
@@ -149,23 +146,23 @@ class Group:
             self._inputs = inputs.build(self.problem, self.source)
             self._expected = expectation.expect(self._inputs, max_pairs=self.options.gate_pairs)
         except Exception as e:
-            status, reason = _verdict_on(e)
+            status, reason = verdict_on(e)
             for name in wanted:
-                self._out(name, status, f"while the inputs and their reference were built: {reason}", _text(e))
-            self._check_device()
+                self._out(name, status, f"while the inputs and their reference were built: {reason}", text_of(e))
+            check_device(self.problem.device)
             return False
         return True
 
     # -- one backend at a time ---------------------------------------------------------------------
 
     def _prepare(self, name: str) -> _Arm | None:
-        from . import gate, inputs
+        from . import gate
 
         assert self._inputs is not None
         assert self._expected is not None
         with self._guard(name):
             self._enter(name, "first call")
-            arm = _Arm(name, inputs.Case(self._inputs, arms.converted(name, self._inputs.module)))
+            arm = _Arm(name, Case(self._inputs, arms.converted(name, self._inputs.module)))
             arm.first_call_ms = self._milliseconds(arm.case)
             self._enter(name, "gate")
             arm.gate = gate.check(arm.case, self._expected)
@@ -182,10 +179,10 @@ class Group:
         return None
 
     def _milliseconds(self, call: Callable[[], object]) -> float:
-        self._synchronize()
+        synchronize(self.problem.device)
         start = time.perf_counter()
         call()
-        self._synchronize()
+        synchronize(self.problem.device)
         return (time.perf_counter() - start) * 1e3
 
     def _plan_ms(self, case: Case) -> tuple[float, float | None]:
@@ -250,9 +247,9 @@ class Group:
                     on_run=about_to_run,
                 )
             except Exception as e:
-                status, reason = _verdict_on(e)
-                self._out(running, status, f"while timed: {reason}", _text(e))
-                self._check_device()
+                status, reason = verdict_on(e)
+                self._out(running, status, f"while timed: {reason}", text_of(e))
+                check_device(self.problem.device)
                 ready[:] = [arm for arm in ready if arm.name != running]
         return None
 
@@ -343,29 +340,11 @@ class Group:
         except DevicePoisoned:
             raise
         except Exception as e:
-            status, reason = _verdict_on(e)
-            self._out(name, status, reason, _text(e) if status != "unsupported" else None)
+            status, reason = verdict_on(e)
+            self._out(name, status, reason, text_of(e) if status != "unsupported" else None)
             del e
             gc.collect()
-            self._check_device()
-
-    def _synchronize(self) -> None:
-        if self.problem.device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-
-    def _check_device(self) -> None:
-        """Raise :class:`DevicePoisoned` if CUDA no longer answers; else hand its cached memory back."""
-        if self.problem.device != "cuda":
-            return
-        import torch
-
-        try:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-        except RuntimeError as e:
-            raise DevicePoisoned(str(e)) from e
+            check_device(self.problem.device)
 
 
 def _timing(arm: _Arm, timed: Interleaved) -> Timing:
@@ -385,26 +364,5 @@ def _timing(arm: _Arm, timed: Interleaved) -> Timing:
     )
 
 
-def _verdict_on(e: Exception) -> tuple[str, str]:
-    """(status, reason) of an exception."""
-    import torch
-
-    from variants import UnsupportedError
-
-    if isinstance(e, UnsupportedError):
-        return "unsupported", "; ".join(e.reasons)
-    first = (str(e).strip() or type(e).__name__).splitlines()[0]
-    if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
-        return "oom", f"oom: {first}"
-    return "crashed", f"{type(e).__name__}: {first}"
-
-
-def _text(e: Exception) -> str:
-    return "".join(traceback.format_exception(e))
-
-
 def _json(model: Any) -> Any:
     return None if model is None else model.model_dump(mode="json")
-
-
-__all__ = ["DevicePoisoned", "Group", "Options"]

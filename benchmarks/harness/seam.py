@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
-    from .inputs import Case
+    from .case import Case
 
 
 @dataclass

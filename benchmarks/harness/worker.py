@@ -77,7 +77,8 @@ def _group(
 ) -> None:
 
     from .device import state
-    from .measure import DevicePoisoned, Group, Options
+    from .failures import DevicePoisoned
+    from .measure import Group, Options
 
     asked = Problem.model_validate(problem)
     gc.collect()  # what the group before held
