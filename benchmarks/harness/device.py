@@ -113,7 +113,7 @@ def _threads() -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
-        **{name: os.environ.get(name) for name in THREAD_VARIABLES},
+        **{name: os.environ.get(name) for name in (*THREAD_VARIABLES, "OMP_WAIT_POLICY")},
     }
 
 
