@@ -134,7 +134,7 @@ def centre(p, C: tl.constexpr, CP: tl.constexpr):
 
 @triton.jit
 def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr):
-    """``(p - mean, rstd [parts, rows])`` of pair rows; the one-pass variance would lose digits where the mean is large."""
+    """``(p - mean, rstd [parts, rows])`` of pair rows; one pass would lose digits where the mean is large."""
     x = centre(p, C, CP)
     return x, tl.rsqrt(tl.sum(x * x, 2) * (1.0 / C) + eps)
 

@@ -1,6 +1,6 @@
 """Forward kernels: LayerNorm of p, projection to heads, scores, online softmax and the product with V in one pass."""
 
-# ruff: noqa: E741, SIM108 — atoms are l and outputs O here; a branch at compile time is no expression
+# ruff: noqa: E741 — atoms are l and outputs O here; a branch at compile time is no expression
 from __future__ import annotations
 
 import triton
@@ -79,9 +79,7 @@ def forward_band(
         else:
             p = tl.load(p_ptr, mask=keep & (c < C)[None, None, :], other=0.0)
         bias = tl.reshape(pair_bias(p, w2, eps, C, CP, HP), [BM, BN, HP])
-        if HAS_MASK:
-            bias = tl.where(inside[:, :, None], bias, LOWEST)
-        elif (n0 < inner_first) | (n0 + BN > inner_last):
+        if HAS_MASK or (n0 < inner_first) | (n0 + BN > inner_last):
             bias = tl.where(inside[:, :, None], bias, LOWEST)
         s = dot(q, kt, tl.permute(bias, (2, 0, 1)))
         m_new = tl.maximum(m_i, tl.max(s, 2))

@@ -5,7 +5,7 @@ shape), so this mode is bound by the cache where the band mode is bound by p. Th
 that no other query shares leaves nothing for the tensor cores. p is still read once and dp written once.
 """
 
-# ruff: noqa: E741, SIM108 — atoms are l and outputs O here; a branch at compile time is no expression
+# ruff: noqa: E741 — atoms are l and outputs O here; a branch at compile time is no expression
 from __future__ import annotations
 
 import triton

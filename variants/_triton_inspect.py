@@ -207,24 +207,31 @@ def _loops(code: list[Instruction]) -> tuple[dict[str, int], ...]:
     """Innermost loops of some length, each as its shortest way from the target of the backward branch to the branch."""
     spans = [(i.target, i.at) for i in code if i.target is not None and i.at - i.target > _SHORT_LOOP_BYTES]
     inner = [s for s in spans if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
-    return tuple(_shortest_way([i for i in code if first <= i.at <= last]) for first, last in inner)
+    return tuple(_shortest_way(code, first, last) for first, last in inner)
 
 
-def _shortest_way(body: list[Instruction]) -> dict[str, int]:
-    """Mnemonics on the way through ``body`` that executes the fewest instructions, forward branches taken or not."""
-    place = {instruction.at: n for n, instruction in enumerate(body)}
-    cost = [0] + [len(body) + 1] * (len(body) - 1)
-    came_from = [-1] * len(body)
-    for n, instruction in enumerate(body[:-1]):
-        follows = [] if instruction.op.startswith("BRA") and not instruction.guarded else [n + 1]
-        if instruction.target is not None and place.get(instruction.target, 0) > n:
-            follows.append(place[instruction.target])
+def _shortest_way(code: list[Instruction], first: int, last: int) -> dict[str, int]:
+    """Mnemonics on the way from address ``first`` to ``last`` that executes the fewest instructions.
+
+    A guarded branch may be taken or not; parts of a loop may lie behind its end.
+    """
+    place = {instruction.at: n for n, instruction in enumerate(code)}
+    start, end = place[first], place[last]
+    came_from, reached = {start: -1}, [start]
+    for n in reached:  # breadth first: grows as it goes
+        if n == end:
+            break
+        here = code[n]
+        follows = [] if here.op.startswith(("BRA", "EXIT")) and not here.guarded else [n + 1]
+        if here.target is not None:
+            follows.append(place[here.target])
         for m in follows:
-            if cost[n] + 1 < cost[m]:
-                cost[m], came_from[m] = cost[n] + 1, n
-    way, n = [], len(body) - 1
+            if m < len(code) and m not in came_from:
+                came_from[m] = n
+                reached.append(m)
+    way, n = [], end
     while n >= 0:
-        way.append(body[n].op)
+        way.append(code[n].op)
         n = came_from[n]
     return dict(Counter(way))
 

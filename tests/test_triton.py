@@ -1,0 +1,86 @@
+"""The fused backend without a GPU: what it declares, its tuned configurations, and its cases in the interpreter."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import variants
+from tests.seam import seam
+from variants._backend import Shape, UnsupportedError
+from variants._triton_config import Config, Sizes, _key, add_tuned, backward_config, forward_config, read_tuned
+
+ROOT = Path(__file__).parents[1]
+USUAL = Sizes(torch.bfloat16, torch.bfloat16, 4, 32, 16)
+
+
+def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    env.pop("PYTEST_XDIST_WORKER", None)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+
+
+def test_every_interpreter_case_passes() -> None:
+    pytest.importorskip("triton")
+    cases = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/triton_interpreter_cases.py")
+    done = _python(*cases, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-6000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 30, done.stdout[-500:]
+
+
+def test_a_cpu_without_the_interpreter_is_refused() -> None:
+    pytest.importorskip("triton")
+    made = seam(11, 6)
+    block = variants.convert(made.block, "triton_fused")
+    with pytest.raises(UnsupportedError, match="TRITON_INTERPRET=1"):
+        block._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+    assert any("interpreter" in reason for reason in variants.why_unavailable("triton_fused", device="cpu"))
+
+
+def test_the_declaration_needs_no_triton() -> None:
+    code = "import sys, variants; sys.modules['triton'] = None; print(variants.why_unavailable('triton_fused'))"
+    done = _python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "module: triton is required" in done.stdout
+
+
+def test_extra_forward_memory_is_a_few_percent_of_p() -> None:
+    shape = Shape(1, 16384, 434, 4, 32, 16, 16384 * 434, 2, 2)
+    assert variants.load("triton_fused").cost(shape, "fwd").peak_bytes <= 0.05 * shape.p_bytes
+
+
+def test_traffic_is_the_operations_floor_and_little_else() -> None:
+    shape = Shape(1, 16384, 434, 4, 32, 16, 16384 * 434, 2, 2)
+    for mode in ("fwd", "fwdbwd"):
+        assert variants.load("triton_fused").cost(shape, mode).bytes <= 1.15 * variants.operation_floor(shape, mode)[1]
+
+
+def test_a_tuned_entry_is_found_again(tmp_path: Path) -> None:
+    path, best = tmp_path / "tuned.json", Config(32, 16, 4, 3, 168)
+    add_tuned(path, "forward", USUAL, 90, best)
+    add_tuned(path, "backward", USUAL, 90, Config(16, 16, 4, 2))
+    assert read_tuned(path) == {
+        _key("forward", USUAL, 90): best,
+        _key("backward", USUAL, 90): Config(16, 16, 4, 2),
+    }
+    code = (
+        "import torch; from variants._triton_config import *;"
+        "print(forward_config(Sizes(torch.bfloat16, torch.bfloat16, 4, 32, 16), 90).max_registers)"
+    )
+    assert _python("-c", code, PALLATOM_TRITON_TUNED=str(path)).stdout.strip() == "168"
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_defaults_do_not_depend_on_what_was_not_tuned(arch: int) -> None:
+    """Half precision pipelines its loads; fp32 operands leave no registers for that."""
+    for choose in (forward_config, backward_config):
+        assert choose(USUAL, arch).num_stages >= 2
+        assert choose(Sizes(torch.float32, torch.float32, 4, 32, 16), arch).num_stages == 1

@@ -1,0 +1,228 @@
+"""What the Triton kernels compute, in Triton's CPU interpreter: run by ``test_triton.py`` in a process of its own.
+
+The interpreter is chosen when triton is first imported, and the offline compiler needs a process without it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import variants
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from tests.seam import scattered, seam
+from tests.variant_cases import CASES, answer, errors, problem, reference
+from variants import triton_fused
+from variants._backend import UnsupportedError
+from variants._band import band_plan
+from variants._op import attention_reference
+from variants._triton_launch import backward, in_order, queries_of
+
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
+# a mean of 100 costs the last digits of p itself; a softmax that is one slot's leaves gradients that are differences
+ILL_CONDITIONED = {"large_offset": 3e-5, "large_bias": 5e-5, "one_atom": 3e-6}
+SINGLE = (
+    "two_chains", "dead_rows", "all_dead", "random_holes", "nan_in_padding", "k_capped", "jumping_starts",
+    "large_offset", "large_bias", "own_residue_only", "no_slots", "one_atom",
+)  # fmt: skip
+HALF = ("two_chains", "dead_rows", "random_holes")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Whatever is allocated without being written is NaN."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(8).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("case", "dtype"), [(c, torch.float32) for c in SINGLE] + [(c, torch.float16) for c in HALF])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_band_agrees_with_the_reference(case: str, dtype: torch.dtype, deterministic: bool) -> None:
+    if not deterministic and case not in ("dead_rows", "random_holes"):
+        pytest.skip("the two ways to add up dQ differ in nothing else")
+    if not deterministic:
+        torch.use_deterministic_algorithms(False)
+    given = problem(case, dtype)
+    got = answer(variants.convert(given.block, "triton_fused"), given)
+    found = errors(got, reference(case, dtype))
+    assert max(found.values()) <= max(TOLERANCE[dtype], ILL_CONDITIONED.get(case, 0.0)), found
+    assert not got["dnorm_pair.bias"].any()
+    live = given.valid_mask.expand(got["dp"].shape[:3])
+    assert not got["dp"][~live].any()
+    assert CASES[case].band
+
+
+def _random(n: int, k: int, *, heads: int, head_dim: int, channels: int, dtypes: tuple[torch.dtype, torch.dtype]):
+    """``(block, leaves (Q, K, V, p), idx, mask, dO)`` over a scattered table."""
+    made = seam(n, k, index=scattered, heads=heads, head_dim=head_dim, channels=channels)
+    leaves = [x.detach().nan_to_num().to(dtypes[i == 3]).requires_grad_() for i, x in enumerate(made.inputs)]
+    return made.block, leaves, made.neighbor_idx, made.valid_mask, torch.randn(made.inputs[0].shape).to(dtypes[0])
+
+
+def _compare(block, leaves, idx, mask, grad_o, tolerance: float) -> None:
+    parameters = [block.norm_pair.weight, block.norm_pair.bias, block.pair_bias.weight]
+    fused = variants.convert(block, "triton_fused")
+    out = fused._attend(*leaves, idx, mask)
+    got = [out, *torch.autograd.grad(out, [*leaves, *parameters], grad_o)]
+    exact = [x.detach().double().requires_grad_() for x in [*leaves, *parameters]]
+    want_o = attention_reference(*exact, idx, mask)
+    want = [want_o, *torch.autograd.grad(want_o, exact, grad_o.double(), materialize_grads=True)]
+    assert out.dtype == leaves[0].dtype
+    want = [w.detach() for w in want]
+    scale = max(float(w.norm()) for w in want[-3:])
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        norm = float(w.norm()) if i != 6 else scale  # beta's gradient is 0
+        assert float((g.detach().double() - w).norm()) <= tolerance * norm, i
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gather_agrees_with_the_reference(dtype: torch.dtype) -> None:
+    torch.use_deterministic_algorithms(False)
+    block, leaves, idx, mask, grad_o = _random(13, 9, heads=3, head_dim=24, channels=16, dtypes=(dtype, dtype))
+    assert triton_fused._band_or_none(idx, mask) is None
+    _compare(block, leaves, idx, mask, grad_o, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "channels"), [(1, 8, 4), (3, 24, 5), (16, 16, 32), (2, 64, 64), (8, 32, 16)]
+)
+def test_sizes_are_padded(heads: int, head_dim: int, channels: int) -> None:
+    made = seam(19, 12, heads=heads, head_dim=head_dim, channels=channels)
+    leaves = [x.detach().requires_grad_() for x in made.inputs]
+    assert triton_fused._band_or_none(made.neighbor_idx, made.valid_mask) is not None
+    exact = [x.detach().nan_to_num().requires_grad_() for x in leaves]
+    _compare(made.block, exact, made.neighbor_idx, made.valid_mask, torch.randn(leaves[0].shape), 2e-6)
+
+
+def test_half_activations_with_single_pairs() -> None:
+    """What autocast gives: Q, K, V of the linears in half precision, p as it came."""
+    made = seam(19, 12, heads=4, head_dim=16, channels=16)
+    leaves = [x.detach().nan_to_num().to(torch.float16 if i < 3 else torch.float32) for i, x in enumerate(made.inputs)]
+    leaves = [x.requires_grad_() for x in leaves]
+    _compare(made.block, leaves, made.neighbor_idx, made.valid_mask, torch.randn(leaves[0].shape).half(), 2e-3)
+
+
+def test_deterministic_dq_is_the_sum_of_the_atomic_one() -> None:
+    """Two runs in slots agree to the bit, and with the atomics to rounding."""
+    made = seam(40, 16, heads=2, head_dim=16, channels=8)
+    q, k, v, p = (x.nan_to_num() for x in made.inputs)
+    norm, weight = made.block.norm_pair.weight.detach(), made.block.pair_bias.weight.detach()
+    plan = band_plan(made.neighbor_idx, made.valid_mask)
+    given = triton_fused._problem(q, k, v, p, norm, weight, made.valid_mask, 1e-5)
+    o, lse = triton_fused.launch.forward(given, plan)
+    once, again = (backward(given, plan, o, lse, o, deterministic=True)[0] for _ in range(2))
+    atomic = backward(given, plan, o, lse, o, deterministic=False)[0]
+    assert torch.equal(once, again)
+    torch.testing.assert_close(once, atomic, rtol=1e-5, atol=1e-6)
+
+
+def test_deterministic_gather_is_refused() -> None:
+    torch.use_deterministic_algorithms(True)
+    block, leaves, idx, mask, grad_o = _random(9, 5, heads=2, head_dim=16, channels=8, dtypes=(torch.float32,) * 2)
+    out = variants.convert(block, "triton_fused")._attend(*leaves, idx, mask)
+    with pytest.raises(UnsupportedError, match="deterministic backward"):
+        out.backward(grad_o)
+
+
+def test_query_ranges_hold_every_live_pair() -> None:
+    """Each key block's rows: all that see some key of it are inside the first range, all of the second see all."""
+    idx, mask = CASES["dead_rows"].index(torch.Generator().manual_seed(3))
+    for live in (mask, torch.ones_like(mask[:1]).expand_as(mask) & mask.any(0)):
+        plan = band_plan(idx, live)
+        assert in_order(plan)
+        first, last, inner_first, inner_last = queries_of(plan, 16)
+        for block in range(first.numel()):
+            lo, hi = 16 * block, min(16 * block + 16, idx.shape[0])
+            sees = (plan.start < hi) & (plan.stop > lo)
+            rows = sees.nonzero()[:, 0]
+            if len(rows):
+                assert first[block] <= rows[0]
+                assert rows[-1] < last[block]
+            inner = slice(int(inner_first[block]), int(inner_last[block]))
+            assert ((plan.start[inner] <= lo) & (plan.stop[inner] >= lo + 16)).all()
+
+
+def _small() -> tuple[AtomTransformerBlock, tuple, tuple]:
+    made = seam(11, 6, heads=2, head_dim=16, channels=8)
+    inputs = tuple(x.nan_to_num().requires_grad_() for x in made.inputs)
+    return variants.convert(made.block, "triton_fused"), inputs, (made.neighbor_idx, made.valid_mask)
+
+
+def _op_arguments() -> tuple:
+    block, inputs, index = _small()
+    norm = block.norm_pair
+    weights = (x.detach().requires_grad_() for x in (norm.weight, norm.bias, block.pair_bias.weight))
+    return (*inputs, *weights, *index, norm.eps)
+
+
+def test_opcheck() -> None:
+    torch.library.opcheck(torch.ops.pallatom_bench.atom_attention.default, _op_arguments())
+
+
+def test_compiles_without_a_graph_break() -> None:
+    block, inputs, index = _small()
+
+    def loss(*given: torch.Tensor) -> torch.Tensor:
+        return block._attend(*given, *index).square().sum()
+
+    want = torch.autograd.grad(loss(*inputs), inputs)
+    got = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(*inputs), inputs)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)
+
+
+def test_checkpoint_gives_the_same_gradients() -> None:
+    block, inputs, index = _small()
+    want = torch.autograd.grad(block._attend(*inputs, *index).square().sum(), inputs)
+    out = checkpoint(lambda *given: block._attend(*given, *index), *inputs, use_reentrant=False)
+    for g, w in zip(torch.autograd.grad(out.square().sum(), inputs), want, strict=True):
+        torch.testing.assert_close(g, w)
+
+
+def test_block_under_autocast() -> None:
+    made = seam(11, 6, heads=2, head_dim=16, channels=8)
+    block = variants.convert(made.block, "triton_fused")
+    q, c = torch.randn(1, 11, 32, requires_grad=True), torch.randn(1, 11, 32)
+    p = made.inputs[3].nan_to_num().requires_grad_()
+    exact = made.block(q, c, p, made.neighbor_idx, made.valid_mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(q, c, p, made.neighbor_idx, made.valid_mask)
+    out.float().square().sum().backward()
+    assert p.grad is not None
+    assert p.grad.dtype == torch.float32
+    assert p.grad.isfinite().all()
+    assert float((out.float() - exact).detach().norm() / exact.detach().norm()) < 2e-2
+
+
+def test_second_derivative_is_refused() -> None:
+    block, inputs, index = _small()
+    (dq,) = torch.autograd.grad(block._attend(*inputs, *index).square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(UnsupportedError, match="first derivatives only"):
+        dq.sum().backward()
+
+
+def test_limits_are_named() -> None:
+    made = seam(11, 6, heads=2, head_dim=16, channels=65)
+    block = variants.convert(made.block, "triton_fused")
+    with pytest.raises(UnsupportedError, match="c_atompair: at most 64 is required, 65 was found"):
+        block._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+
+
+def test_non_contiguous_inputs() -> None:
+    block, inputs, index = _small()
+    strided = [x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
+    torch.testing.assert_close(block._attend(*strided, *index), block._attend(*inputs, *index))
+
+
+def test_the_original_is_left_alone() -> None:
+    made = seam(11, 6)
+    state = copy.deepcopy(made.block.state_dict())
+    variants.convert(made.block, "triton_fused")._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+    for name, x in made.block.state_dict().items():
+        assert torch.equal(x, state[name])
