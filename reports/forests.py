@@ -44,9 +44,9 @@ class Bands:
         ax.axvline(1, color=t.role("rule"), linewidth=1, zorder=0.2)
 
     def handles(self, t: Theme) -> list[Artist]:
-        out: list[Artist] = [Patch(facecolor=t.role("band"), label=f"negligible (±{words.percent(self.margin)})")]
+        out: list[Artist] = [Patch(facecolor=t.role("band"), label=f"negligible ±{words.percent(self.margin)}")]
         if self.noise:
-            out.append(Patch(facecolor=t.role("noise"), label=f"noise (±{words.percent(self.noise)})"))
+            out.append(Patch(facecolor=t.role("noise"), label=f"noise ±{words.percent(self.noise)}"))
         return out
 
 
@@ -105,7 +105,9 @@ def baseline_drawing(
 ) -> Drawing | None:  # fmt: skip
     """How many times as fast as the baseline every backend is: one row a problem, one marker a backend."""
     found: dict[str, list[tuple[int, Ratio]]] = {}
-    for i, contest in enumerate(rows):
+    held = [(c, label) for c, label in zip(rows, labels, strict=True) if any(BASELINE in pair for pair in c.pairs)]
+    labels = [label for _, label in held]
+    for i, (contest, _) in enumerate(held):
         for cell in contest.ranked:
             pair = contest.pair(cell.record.backend, BASELINE)
             if pair is not None:
@@ -182,7 +184,8 @@ def _dots(
         ax.hlines(ys, low, high, color=colour, linewidth=1.8)
     ax.plot(
         [r.ratio for _, r in points], [y for y, _ in points], linestyle="none", color=colour, zorder=3,
-        marker=theme.marker(backend, names), mfc=ground if hollow else colour, mec=colour if hollow else ground,
+        marker=theme.marker(backend, names), ms=theme.marker_size(backend, names),
+        mfc=ground if hollow else colour, mec=colour if hollow else ground,
         mew=1.1 if hollow else 0.6, gid=f"pt|{backend}",
     )  # fmt: skip
 

@@ -126,4 +126,5 @@ def backend_handle(backend: str, t: Theme, names: Sequence[str], *, line: bool) 
     return Line2D(
         [], [], color=t.backend(backend, names), marker=theme.marker(backend, names),
         linestyle="-" if line else "none", markeredgecolor=t.role("ground"), markeredgewidth=0.6, label=backend,
+        markersize=theme.marker_size(backend, names),
     )  # fmt: skip

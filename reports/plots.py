@@ -149,7 +149,8 @@ class CurvePlot:
             ax.vlines([x for x, _ in bounds], low, high, color=colour, linewidth=4, alpha=0.35)
         x, y = [p[0] for p in points], [p[1] for p in points]
         edge = t.role("ground")
-        ax.plot(x, y, color=colour, marker=shape, mec=edge, mew=0.6, gid=f"pt|{backend}", zorder=3)
+        size = theme.marker_size(backend, self.names)
+        ax.plot(x, y, color=colour, marker=shape, ms=size, mec=edge, mew=0.6, gid=f"pt|{backend}", zorder=3)
         if ended:
             ax.plot(x[-1], y[-1], marker="o", markersize=11, mfc="none", mec=colour, mew=1.1, zorder=2)
 

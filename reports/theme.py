@@ -76,6 +76,11 @@ def marker(name: str, names: Iterable[str] = ()) -> str:
     return SLOTS[slot(name, names)][2]
 
 
+def marker_size(name: str, names: Iterable[str] = ()) -> float:
+    """Points: crosses and triangles cover less of their box than discs do."""
+    return {"P": 7.0, "X": 7.0, "^": 6.2, "v": 6.2, "<": 6.2, ">": 6.2}.get(marker(name, names), 5.4)
+
+
 def css_variables(dark: bool) -> dict[str, str]:
     """Custom properties of one ground: ``--ink``, …, and ``--b0`` … for the slots."""
     out = {f"--{name}": values[dark] for name, values in ROLES.items()}
