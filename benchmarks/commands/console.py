@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..harness.cases import Group
 from ..harness.record import Problem, Record
-from ..harness.statistics import MARGIN, noise_floor, paired_ratio, verdict
+from ..harness.statistics import MARGIN, Verdict, noise_floor, paired_ratio, verdict
 from ..harness.sweep import Observer
 
 STYLES = {
@@ -22,6 +22,8 @@ STYLES = {
     "oom": "yellow",
     "unsupported": "dim",
 }
+PLACES = ("1st", "2nd", "3rd")
+PLAIN = "gather"  # what the layer itself does
 SHORT = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -103,7 +105,7 @@ class Live(Observer):
         self._progress.update(self._task, description=f"{backend or 'inputs'}: {phase}")
 
     def recorded(self, records: list[Record]) -> None:
-        for record in sorted(records, key=_by_speed):
+        for record in sorted(records, key=by_speed):
             self.out.print(line(record, records))
         self._progress.advance(self._task, len(records))
 
@@ -142,13 +144,19 @@ def standing(record: Record, group: Iterable[Record]) -> str:
     paired = [r for r in group if r.timing is not None and r.group == record.group]
     if record.timing is None or len(paired) < 2:
         return ""
-    best = min(paired, key=_by_speed)
-    if best.backend == record.backend:
+    best = min(paired, key=by_speed)
+    if best is record:
         return "fastest"
+    ratio, said = against(record, best, paired)
+    return f"{ratio:.3g}× {said}"
+
+
+def against(record: Record, best: Record, group: Iterable[Record]) -> tuple[float, Verdict]:
+    """Time of one over another of the same group, by paired blocks, and whether that is told apart from 1."""
+    assert record.timing is not None
     assert best.timing is not None
     ratio = paired_ratio(record.timing.samples_ms, best.timing.samples_ms)
-    said = verdict(ratio, margin=MARGIN[record.problem.device], noise=floor_of(paired))
-    return f"{ratio.ratio:.3g}× {said}"
+    return ratio.ratio, verdict(ratio, margin=MARGIN[record.problem.device], noise=floor_of(group))
 
 
 def floor_of(group: Iterable[Record]) -> float | None:
@@ -159,36 +167,37 @@ def floor_of(group: Iterable[Record]) -> float | None:
     return None
 
 
-def _by_speed(record: Record) -> float:
+def by_speed(record: Record) -> float:
     return float("inf") if record.timing is None else record.timing.median_ms
 
 
 def table(records: list[Record]) -> Table:
-    """The whole sweep: a row per problem, a column per backend, the fastest in bold."""
-    names = list(dict.fromkeys(r.backend for r in records))
-    shown = Table(title="Median times, the fastest in bold", title_justify="left")
-    for column in ("level", "mode", "dtype", "atoms of", "N", "W", "K", *names, "fastest"):
-        shown.add_column(column, justify="right" if column in ("N", "W", "K") else "left")
-    problems: dict[str, dict[str, Record]] = {}
+    """The whole sweep, a row per problem: the three fastest, the plain layer, and who has no time."""
+    shown = Table(title="Median times, the fastest first", title_justify="left")
+    for column in ("level", "mode", "dtype", "atoms of", "N", "W", "K", *PLACES, PLAIN, "no time"):
+        shown.add_column(column, justify="right" if column in ("N", "W", "K", PLAIN) else "left")
+    problems: dict[str, list[Record]] = {}
     for record in records:
-        problems.setdefault(record.problem.key, {})[record.backend] = record
+        problems.setdefault(record.problem.key, []).append(record)
     for cells in problems.values():
-        p = next(iter(cells.values())).problem
-        timed = [r for r in cells.values() if r.timing is not None]
-        best = min(timed, key=_by_speed).backend if timed else None
-        row = [_cell(cells.get(name), name == best) for name in names]
+        p = cells[0].problem
+        ranked = sorted((r for r in cells if r.timing is not None), key=by_speed)
+        places = [_place(ranked[i], bold=i == 0) if i < len(ranked) else "" for i in range(len(PLACES))]
+        plain = next((milliseconds(r.timing.median_ms) for r in ranked if r.timing and r.backend == PLAIN), "")
         shown.add_row(
             p.level, p.mode, SHORT[p.dtype], f"{p.workload} {p.atoms}", f"{p.n_atom:,}", str(p.window),
-            str(p.n_neighbor), *row, best or "–",
+            str(p.n_neighbor), *places, plain, _absent(cells),
         )  # fmt: skip
     return shown
 
 
-def _cell(record: Record | None, best: bool) -> str:
-    if record is None:
-        return ""
-    if record.timing is None:
-        style = STYLES[record.status]
-        return f"[{style}]{record.status}[/{style}]"
-    text = milliseconds(record.timing.median_ms)
-    return f"[bold]{text}[/bold]" if best else text
+def _place(record: Record, *, bold: bool) -> str:
+    assert record.timing is not None
+    text = f"{record.backend} {milliseconds(record.timing.median_ms)}"
+    return f"[bold]{text}[/bold]" if bold else text
+
+
+def _absent(cells: list[Record]) -> str:
+    """``2 unsupported, 1 oom``."""
+    counts = {status: sum(r.status == status for r in cells) for status in STYLES if status != "ok"}
+    return ", ".join(f"[{STYLES[s]}]{count} {s}[/{STYLES[s]}]" for s, count in counts.items() if count)

@@ -126,21 +126,21 @@ def _step(
 
 
 def fastest(records: list[Record]) -> list[str]:
-    """One sentence per problem: its fastest backend, and how much slower the plain layer is."""
-    problems: dict[str, list[Record]] = {}
+    """One sentence per problem: its fastest backend, who is not told apart from it, and how it stands to the plain
+    layer, by paired blocks."""
+    groups: dict[str, list[Record]] = {}
     for record in records:
         if record.timing is not None:
-            problems.setdefault(record.problem.key, []).append(record)
+            groups.setdefault(record.group, []).append(record)
     said = []
-    for timed in problems.values():
-        ranked = sorted(timed, key=lambda r: r.timing.median_ms if r.timing else 0.0)
-        best, plain = ranked[0], next((r for r in ranked if r.backend == "gather"), None)
-        against = ""
-        if plain is not None and plain is not best:
-            assert plain.timing is not None
-            assert best.timing is not None
-            against = f", {plain.timing.median_ms / best.timing.median_ms:.3g}× faster than gather"
-        said.append(f"{show.title(best.problem)}: [bold]{best.backend}[/bold]{against}")
+    for timed in groups.values():
+        best, *others = sorted(timed, key=show.by_speed)
+        compared = {r.backend: show.against(r, best, timed) for r in others}
+        tied = [name for name, (_, told) in compared.items() if told != "slower"]
+        also = f" (not told apart from {', '.join(tied)})" if tied else ""
+        plain = compared.get(show.PLAIN)
+        by = f", {plain[0]:.3g}× faster than {show.PLAIN}" if plain is not None and show.PLAIN not in tied else ""
+        said.append(f"{show.title(best.problem)}: [bold]{best.backend}[/bold]{also}{by}")
     return said
 
 
