@@ -29,6 +29,13 @@ class Sizes:
         return {"H": h, "D": d, "C": c, "HP": max(4, pow2(h)), "DH": max(16, pow2(d)), "CP": max(16, pow2(c))}
 
     @property
+    def small(self) -> bool:
+        """Whether two warps hold a tile of 16 x 16 pairs: up to 8 heads, 256 channels, 16 aligned pair channels."""
+        padded = self.padded()
+        aligned = self.channels == pow2(self.channels) <= 16
+        return padded["HP"] <= 8 and padded["HP"] * padded["DH"] <= 256 and aligned
+
+    @property
     def single(self) -> bool:
         """Whether any product is in fp32, on tensor cores three tf32 products with operands of twice the registers."""
         return torch.float32 in (self.dtype, self.pair_dtype)
@@ -67,8 +74,13 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
     if tuned is not None:
         return tuned
     if sizes.single:
-        return Config(16, 16, 4, 1)
-    return Config(16, 16, 2, 3)
+        return Config(16, 16, 4 if sizes.small else 8, 1)
+    if sizes.small:
+        return Config(16, 16, 2, 3)  # few warps: the fewest barriers; four programs share a multiprocessor
+    padded = sizes.padded()
+    if padded["HP"] * padded["CP"] <= 256:
+        return Config(16, 16, 4, 3)
+    return Config(16, 16, 8, 2 if padded["DH"] * padded["HP"] * padded["CP"] < 2**15 else 1)
 
 
 def backward_config(sizes: Sizes, arch: int) -> Config:
@@ -77,8 +89,10 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
     if tuned is not None:
         return tuned
     if sizes.single:
-        return Config(16, 16, 4, 1)
-    return Config(16, 16, 4, 2)
+        return Config(16, 16, 4 if sizes.small else 8, 1)
+    if sizes.small and sizes.padded()["HP"] * sizes.padded()["DH"] <= 128:
+        return Config(16, 16, 4, 2)
+    return Config(16, 16, 8, 2 if sizes.padded()["CP"] == 16 else 1)
 
 
 def pow2(n: int) -> int:

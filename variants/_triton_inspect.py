@@ -183,7 +183,7 @@ def _read(name: str, cubin: bytes, shared: int, arch: int, num_warps: int, pairs
     if found is None:
         raise RuntimeError(f"cuobjdump: expected a line with REG and STACK, got {usage[-300:]!r}")
     registers = int(found[1])
-    code = [Instruction(int(a, 16), bool(guard), op, rest) for a, guard, op, rest in _INSTRUCTION.findall(sass)]
+    code = parse(sass)
     return Inspection(
         name, arch, num_warps, pairs, registers, int(found[2]), shared,
         _ctas_per_sm(arch, registers, shared, num_warps), dict(Counter(i.op for i in code)), _loops(code),
@@ -201,6 +201,10 @@ class Instruction(NamedTuple):
         """Where a branch goes."""
         found = re.search(r"0x([0-9a-f]+)", self.rest) if self.op.startswith("BRA") else None
         return int(found[1], 16) if found else None
+
+
+def parse(sass: str) -> list[Instruction]:
+    return [Instruction(int(at, 16), bool(guard), op, rest) for at, guard, op, rest in _INSTRUCTION.findall(sass)]
 
 
 def _loops(code: list[Instruction]) -> tuple[dict[str, int], ...]:
