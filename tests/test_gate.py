@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import variants
-from benchmarks.harness import arms, cases, expectation, gate, inputs
+from benchmarks.harness import arms, cases, expectation, gate, inputs, poison
 from benchmarks.harness.case import Case
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
@@ -215,8 +215,37 @@ def test_a_gradient_where_no_sampled_row_reaches_is_red() -> None:
     assert not result.passed
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("size", [2000, 1 << 20])
+def test_fresh_memory_is_poisoned_and_only_in_the_gate(dtype: str, size: int) -> None:
+    problem = build(mode="fwd")[0].problem
+    kind = getattr(torch, dtype)
+    torch.ones(size, dtype=kind)  # what a recycled block may hold: a plausible answer
+    with poison.poisoned(problem):
+        inside = torch.empty(size, dtype=kind)
+    assert bool((inside.isnan() | (inside.double().abs() > 1e30)).all())
+    zeros = torch.zeros(size, dtype=kind)
+    assert bool((zeros == 0).all())
+    torch.ones(size, dtype=kind)
+    assert not bool((torch.empty(size, dtype=kind) == inside).all())
+
+
+def test_reading_the_padding_of_p_is_red() -> None:
+    """It holds NaN: even where the score is masked, it gets into LayerNorm's gradients."""
+
+    def attend(self, q, k, v, p, idx, valid):
+        scores = torch.einsum("blhd,blkhd->blkh", q, k[:, idx]) * q.shape[-1] ** -0.5
+        scores = scores + self.pair_bias(self.norm_pair(p))
+        weights = scores.masked_fill(~valid[..., None], -torch.inf).softmax(2)
+        return torch.einsum("blkh,blkhd->blhd", weights, v[:, idx])
+
+    assert judged(attend, mode="fwd").passed
+    result = judged(attend)
+    assert {"grad:p", "grad:weight:norm_pair.weight", "grad:weight:pair_bias.weight"} <= red_entries(result)
+
+
 def test_memory_that_is_never_written_is_red() -> None:
-    """The row left out would hold the run before's right answer, were memory not poisoned."""
+    """A row that is left out shows, whatever its memory held before."""
     built, expected = build(mode="fwd", n_atom=512, window=16)
     skip = False
 
