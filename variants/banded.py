@@ -29,7 +29,7 @@ from ._tiles import Tile, tiles
 
 _FILL = -1e30  # the score of a dead slot: exp gives exactly 0 beside any live one, and no NaN in a dead row
 _TILE_PAIRS = 32_768  # what stays in cache, and up to which one number per pair is worth one thread only
-_TILE_ROWS = (32, 160)  # fewer rows: overhead per tile; more: scores outside the band
+_TILE_ROWS = (32, 112)  # fewer rows: overhead per tile; more: scores outside the band
 _CUDA_TILE_ROWS = 64
 _CUDA_BATCH_PAIRS = 1 << 20  # enough for every launch to fill the device, little beside a p that is worth a device
 _CUDA_TILE_ROWS = 64
