@@ -28,7 +28,18 @@ def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 def test_every_interpreter_case_passes() -> None:
     pytest.importorskip("triton")
-    cases = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/triton_interpreter_cases.py")
+    cases = (
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "tests/triton_interpreter_cases.py",
+    )
     done = _python(*cases, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-6000:]
     passed = re.search(r"(\d+) passed", done.stdout)

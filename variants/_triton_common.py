@@ -145,7 +145,16 @@ def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
 
     ``LayerNorm(p) @ W = rstd (p - mean) @ (gamma W) + beta W = rstd (p @ Wc) + const``: centring the weight once spares
     centring p for the product, and the constant leaves the softmax as it was.
+
+    In bf16 the squares are summed on the tensor cores too, rounded to bf16 (16 errors of 2^-9 at most, averaged, move
+    rstd less than the rounding of p did): the sum arrives in the very lanes that hold the projection, so the shuffles
+    of a reduction, a tenth of the loop, are gone.
     """
+    y = tl.reshape(small_dot(p, w2), [p.shape[0], p.shape[1], HP, 2])
+    if p.dtype == tl.bfloat16:
+        x = centre(p, C, CP)
+        ones = tl.full([CP, 2 * HP], 1.0, tl.bfloat16)
+        squares, _ = tl.split(tl.reshape(small_dot((x * x).to(tl.bfloat16), ones), [p.shape[0], p.shape[1], HP, 2]))
+        return tl.sum(y, 3) * tl.rsqrt(squares * (1.0 / C) + eps)
     _, rstd = normalise(p, eps, C, CP)
-    y = tl.sum(tl.reshape(small_dot(p, w2), [p.shape[0], p.shape[1], HP, 2]), 3)
-    return y * rstd[:, :, None]
+    return tl.sum(y, 3) * rstd[:, :, None]

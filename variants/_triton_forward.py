@@ -66,14 +66,15 @@ def forward_band(
         # times C after the reshape: the 16-byte vectors survive
         p_ptr = P + (tl.reshape(tile, [PARTS, BM * BN // PARTS]) * C)[:, :, None] + c[None, None, :]
         keep = tl.reshape(inside, [PARTS, BM * BN // PARTS])[:, :, None]
-        k_ptr = K + n[None, None, :] * (H * D) + h[:, None, None] * D + d[None, :, None]
-        v_ptr = V + n[None, :, None] * (H * D) + h[:, None, None] * D + d[None, None, :]
+        n_safe = tl.minimum(n, N - 1)  # what lies beyond the last row's end is masked with the bias
+        k_ptr = K + n_safe[None, None, :] * (H * D) + h[:, None, None] * D + d[None, :, None]
+        v_ptr = V + n_safe[None, :, None] * (H * D) + h[:, None, None] * D + d[None, None, :]
         if HP == H and DH == D:
-            kt = tl.load(k_ptr, mask=(n < last)[None, None, :], other=0.0)
-            v = tl.load(v_ptr, mask=(n < last)[None, :, None], other=0.0)
+            kt = tl.load(k_ptr)
+            v = tl.load(v_ptr)
         else:
-            kt = tl.load(k_ptr, mask=(n < last)[None, None, :] & tl.permute(hd, (0, 2, 1)), other=0.0)
-            v = tl.load(v_ptr, mask=(n < last)[None, :, None] & hd, other=0.0)
+            kt = tl.load(k_ptr, mask=tl.permute(hd, (0, 2, 1)), other=0.0)
+            v = tl.load(v_ptr, mask=hd, other=0.0)
         if CP == C:
             p = tl.load(p_ptr, mask=keep, other=0.0)
         else:
