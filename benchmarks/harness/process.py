@@ -72,8 +72,8 @@ class Worker:
         read_fd, write_fd = os.pipe()
         # A thread that waits by spinning takes the core from the one it waits for wherever anything else runs: in a
         # backend of many short operations that cost 3 to 30 times the work itself.
-        # Backends leave differently shaped holes in CUDA's cached memory: without segments that grow, a tensor of a tenth
-        # of the device did not fit although three quarters were free.
+        # Backends leave differently shaped holes in CUDA's cached memory: without segments that grow, a tensor of a
+        # tenth of the device did not fit although three quarters were free.
         env = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} | os.environ
         env |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | (extra_env or {})
         if threads is not None:
