@@ -145,6 +145,9 @@ CASES: dict[str, Case] = {
     "no_slots": Case(lambda g: build_sparse_pairs(_residues(g), 1), canonical=False),
     "everyone": Case(lambda g: build_sparse_pairs(_residues(g), 1000), batch=1, canonical=False),
     "one_atom": Case(lambda g: build_sparse_pairs(torch.zeros(1, dtype=torch.int64), 32), canonical=False),
+    "no_atoms": Case(
+        lambda g: (torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, 5, dtype=torch.bool)), canonical=False
+    ),
     "atom_blocks": Case(_atom_blocks, batch=1, canonical=False),
     "several_tiles": Case(_atom14, batch=1, canonical=False),
 }

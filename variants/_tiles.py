@@ -7,6 +7,7 @@ residue); equal groups at equal steps form a run, so that one strided copy moves
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -140,8 +141,7 @@ def _groups(plan: BandPlan, rows: int) -> Iterator[_Group]:
     """Maximal stretches of rows with equal base and hull, split where longer than a tile."""
     key = torch.stack([plan.base, plan.start, plan.stop]).cpu()
     edges = ((key[:, 1:] != key[:, :-1]).any(0).nonzero()[:, 0] + 1).tolist()
-    n = key.shape[1]
-    for first, stop in zip([0, *edges], [*edges, n], strict=True):
+    for first, stop in itertools.pairwise([0, *edges, key.shape[1]] if key.shape[1] else []):
         base, start, end = key[:, first].tolist()
         for row in range(first, stop, rows):
             yield _Group(row, min(row + rows, stop), base, start, end)
