@@ -1,7 +1,9 @@
-"""Check and time tile configurations of the fused Triton kernels on the GPU at hand.
+"""Check and time tile configurations of the fused Triton kernels on the GPU at hand, and keep the best.
 
 ``python benchmarks/tune_triton.py --out DIR``: correctness against float64 first, the copy bandwidth of this device,
-then every candidate's time and its share of the limit (bytes that must move / copy bandwidth). Writes DIR/tuning.json.
+then every candidate's time and its share of the limit (bytes that must move / copy bandwidth). Writes
+``DIR/tuning.json``. ``--write FILE`` adds the best of each direction to a file of tuned configurations, which the backend
+reads where ``PALLATOM_TRITON_TUNED`` names it: keyed on architecture, dtypes, heads and channels, never on atoms.
 """
 
 from __future__ import annotations
@@ -11,18 +13,17 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 # rows, cols, warps, stages, register limit (0: none), stages of the backward's edge loops
 FORWARD = [
-    (32, 16, 4, 3, 168), (32, 16, 4, 4, 0), (16, 16, 4, 3, 128), (16, 16, 2, 3, 0), (16, 16, 2, 4, 0),
-    (16, 16, 2, 3, 168), (16, 16, 2, 2, 0), (16, 32, 2, 3, 0), (32, 16, 2, 3, 0), (32, 16, 2, 2, 0),
+    (16, 16, 2, 3, 0), (16, 16, 2, 3, 168), (32, 16, 4, 3, 168), (16, 16, 4, 3, 128), (16, 32, 4, 2, 0),
+    (32, 16, 4, 2, 0),
 ]  # fmt: skip
 BACKWARD = [
-    (16, 16, 4, 3, 0, 1), (16, 16, 4, 3, 0, 2), (16, 16, 4, 3, 0, 3), (16, 16, 4, 2, 0, 1), (16, 16, 4, 4, 0, 2),
-    (16, 16, 4, 3, 168, 2), (32, 16, 4, 3, 0, 1), (16, 16, 4, 2, 168, 1),
+    (16, 16, 4, 2, 0, 1), (16, 16, 4, 3, 0, 1), (16, 16, 4, 2, 168, 1), (16, 16, 4, 1, 168, 1), (32, 16, 4, 2, 0, 1),
+    (16, 32, 8, 2, 0, 1),
 ]  # fmt: skip
 ATOMS_PER_RESIDUE, WINDOW = 14, 32
 HEADS, HEAD_DIM, C_PAIR = 4, 32, 16
@@ -118,6 +119,27 @@ def median_ms(fn, flush, repeats):
         torch.cuda.synchronize()
         times.append(a.elapsed_time(b))
     return statistics.median(times)
+
+
+def keep_best(path, times):
+    """Per direction the candidate with the least geometric mean time over the sizes, into the file of tuned ones."""
+    import math
+
+    import torch
+
+    from variants._triton_config import Sizes, add_tuned
+
+    major, minor = torch.cuda.get_device_capability()
+    sizes = Sizes(torch.bfloat16, torch.bfloat16, HEADS, HEAD_DIM, C_PAIR)
+    for direction, name in (("forward", "fwd"), ("backward", "bwd")):
+        logs = {}
+        for _, mode, config, ms, _ in times:
+            if mode == name:
+                logs.setdefault(config, []).append(math.log(ms))
+        best = min(logs, key=lambda config: statistics.fmean(logs[config]))
+        rows = configs(FORWARD if name == "fwd" else BACKWARD)
+        add_tuned(path, direction, sizes, 10 * major + minor, next(c for c in rows if str(c) == best))
+        print(f"{direction}: {best} kept in {path}")
 
 
 def copy_bandwidth(flush):
@@ -224,6 +246,39 @@ def launch_once(n_atom):
     torch.cuda.synchronize()
 
 
+def check_rows(n_atom):
+    """Forward and backward at a size whose offsets pass 2**31: the first and the last rows against float64."""
+    import torch
+
+    from variants._triton_launch import backward, forward
+
+    prob, plan, idx, valid = problem(n_atom, torch.bfloat16, "cuda")
+    grad_o = torch.randn_like(prob.q)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    o, lse = forward(prob, plan)
+    extra = torch.cuda.max_memory_allocated() - before
+    dq, _, _, dp, _, _ = backward(prob, plan, o, lse, grad_o, deterministic=False)
+    print(
+        f"N={n_atom}: p {prob.p.numel() * 2 / 1e9:.1f} GB, forward takes {extra / (prob.p.numel() * 2):.2%} of it more"
+    )
+    n = prob.q.shape[1]
+    for rows in (slice(0, 64), slice(n - 64, n)):
+        leaves = [t[:, rows].double().requires_grad_() for t in (prob.q, prob.p)]
+        norm = torch.nn.functional.layer_norm(leaves[1], (C_PAIR,), prob.gamma.double(), None, prob.eps)
+        s = torch.einsum("blhd,blkhd->blkh", leaves[0], prob.k[:, idx[rows]].double()) * prob.scale
+        s = (s + norm @ prob.weight.double().T).masked_fill(~valid[None, rows, :, None], float("-inf"))
+        want = torch.einsum("blkh,blkhd->blhd", s.softmax(2), prob.v[:, idx[rows]].double())
+        grads = torch.autograd.grad(want, leaves, grad_o[:, rows].double())
+        pairs = zip((o[:, rows], dq[:, rows], dp[:, rows]), (want.detach(), *grads), strict=True)
+        print(
+            "  rows",
+            rows.start,
+            "errors O q p:",
+            [f"{float((g.double() - w).norm() / w.norm()):.1e}" for g, w in pairs],
+        )
+
+
 def main() -> int:
     import torch
 
@@ -235,10 +290,14 @@ def main() -> int:
     parser.add_argument(
         "--once", type=int, metavar="N", help="launch each kernel twice at N atoms, for a profiler; stop"
     )
+    parser.add_argument("--rows-of", type=int, metavar="N", help="check rows of a very large system; stop")
     parser.add_argument("--compile-share", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.compile_share is not None:
         compile_share(FORWARD, BACKWARD, args.compile_share, args.workers)
+        return 0
+    if args.rows_of:
+        check_rows(args.rows_of)
         return 0
     if args.once:
         launch_once(args.once)
@@ -246,6 +305,7 @@ def main() -> int:
     own = [sys.executable, __file__, "--workers", str(args.workers), "--compile-share"]
     for child in [subprocess.Popen([*own, str(i)]) for i in range(args.workers)]:
         child.wait()
+    begin = time.perf_counter()
     out = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "errors": [], "failed": [], "times": []}
     flush = torch.empty(1 << 28, dtype=torch.int8, device="cuda")
     out["copy_bytes_per_s"] = copy_bandwidth(flush)
@@ -256,8 +316,12 @@ def main() -> int:
     finally:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "tuning.json").write_text(json.dumps(out, indent=1))
+    if args.write:
+        keep_best(args.write, out["times"])
+    print(f"tuning took {time.perf_counter() - begin:.0f} s")
     return 0
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     raise SystemExit(main())
