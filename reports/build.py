@@ -15,7 +15,7 @@ from reports.load import Cell, Collection, Place, setting_labels, to_frame
 from reports.panel import Drawing, Picture, render
 from reports.table import Table
 
-MANY_PAIRS = 1500
+MANY_PAIRS = 400
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def is_predicted(cell: Cell) -> bool:
 
 
 def curves(collection: Collection, axis: str) -> list[Curve]:
-    """The curves along N, W or K that hold at least two different x."""
+    """The curves along N, W or K that hold at least two different x; those of two only where the setting has no longer
+    one along the same axis (a few windows measured at two sizes are points of the W axis, no curves in N)."""
     fields = {"N": ("window", "k_cap"), "W": ("workload", "n_atom", "k_cap"), "K": ("workload", "n_atom", "window")}
     found: dict[tuple[object, ...], list[Cell]] = defaultdict(list)
     for c in collection.current:
@@ -98,6 +99,11 @@ def curves(collection: Collection, axis: str) -> list[Curve]:
             points[c.record.backend].append((_x(c, axis), c))
         done = {b: tuple(sorted(points[b], key=lambda xc: xc[0])) for b in sorted(points)}
         out.append(Curve(axis, place, setting, family, fixed, done))  # type: ignore[arg-type]
+    longest: dict[tuple[Place, Setting, Family], int] = {}
+    for c in out:
+        where = (c.place, c.setting, c.family)
+        longest[where] = max(longest.get(where, 0), len(c.xs))
+    out = [c for c in out if len(c.xs) > 2 or longest[(c.place, c.setting, c.family)] == 2]
     return sorted(out, key=lambda c: (*c.setting.order, c.family.kind != "synthetic", c.family.atoms, str(c.fixed)))
 
 

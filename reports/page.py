@@ -10,9 +10,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import theme
+from reports import svg, theme
 from reports.build import Report
-from reports.table import Td
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -45,6 +44,9 @@ _SHAPES = {
     ">": "polygon(100% 50%,5% 0,5% 100%)",
     "p": "polygon(50% 0,100% 38%,81% 100%,19% 100%,0 38%)",
     "d": "polygon(50% 0,85% 50%,50% 100%,15% 50%)",
+    "*": "polygon(50% 0,61% 35%,98% 35%,68% 57%,79% 91%,50% 70%,21% 91%,32% 57%,2% 35%,39% 35%)",
+    "H": "polygon(25% 5%,75% 5%,100% 50%,75% 95%,25% 95%,0 50%)",
+    "8": "polygon(30% 0,70% 0,100% 30%,100% 70%,70% 100%,30% 100%,0 70%,0 30%)",
 }
 
 
@@ -54,13 +56,6 @@ def _markers() -> str:
         f".k{i}::before{{background:var(--b{i});clip-path:{_SHAPES[shape]}}}"
         for i, (_, _, shape) in enumerate(theme.SLOTS)
     )
-
-
-def sort_key(td: Td) -> str:
-    """What a table's script sorts by, where the text would not do."""
-    if td.sort is None or isinstance(td.sort, str):
-        return ""
-    return f"{td.sort:.6g}"
 
 
 def environment() -> Environment:
@@ -73,16 +68,30 @@ def environment() -> Environment:
 def write(report: Report, folder: Path) -> tuple[Path, Path]:
     """``index.html`` and ``report.md`` in ``folder``."""
     env = environment()
-    css = "\n".join([_variables(), _markers(), (TEMPLATES / "style.css").read_text(encoding="utf-8")])
+    pictures = [p for v in report.places for g in v.galleries for p in g.pictures]
+    drawn, styles = svg.share_styles([p.inline for p in pictures])
+    inline = {p.name: Markup(text) for p, text in zip(pictures, drawn, strict=True)}
+    css = "\n".join(
+        [_variables(), _markers(), styles, _alignment(report), (TEMPLATES / "style.css").read_text(encoding="utf-8")]
+    )
     page = env.get_template("page.html.j2").render(
         r=report, css=Markup(css), js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
-        say=lambda text: mark_up(text, report.names), chip=lambda b: chip(b, report.names), key=sort_key,
-        svg=lambda picture: Markup(picture.inline),
+        say=lambda text: mark_up(text, report.names), chip=lambda b: chip(b, report.names),
+        svg=lambda picture: inline[picture.name],
     )  # fmt: skip
     html_path, md_path = folder / "index.html", folder / "report.md"
     html_path.write_text(page, encoding="utf-8")
     md_path.write_text(env.get_template("page.md.j2").render(r=report), encoding="utf-8")
     return html_path, md_path
+
+
+def _alignment(report: Report) -> str:
+    """Numbers to the right: one rule a table, by column, instead of a class on every entry."""
+    right = []
+    for view in report.places:
+        for t in (view.answer, view.capacity, *view.tables):
+            right += [f"#{t.anchor} td:nth-child({i})" for i, c in enumerate(t.columns, 1) if c.numeric]
+    return ",".join(right) + "{text-align:right}" if right else ""
 
 
 def _variables() -> str:

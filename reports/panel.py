@@ -20,15 +20,32 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
 from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from reports import svg, theme
 from reports.theme import DARK, LIGHT, Theme
 
 WIDTH_IN = 5.8
+PNG_DPI = 160
 DASHES, DOTS = (0, (5, 3)), (0, (1, 2))
 FONTS = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
+
+
+def _save_png(figure: Figure, path: Path) -> None:
+    """A PNG of 256 colours: a third of the size, and no eye can tell."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(PNG_DPI)
+    canvas.draw()
+    drawn = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
+    small = drawn.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette, index, ground = small.getpalette(), small.getpixel((0, 0)), drawn.getpixel((0, 0))
+    if palette and isinstance(index, int) and isinstance(ground, tuple):
+        palette[3 * index : 3 * index + 3] = ground  # the quantizer rounds; the ground must match the page exactly
+        small.putpalette(palette)
+    small.save(path)
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,7 @@ def render(drawing: Drawing, folder: Path) -> Picture:
     for t, suffix in ((LIGHT, ""), (DARK, "-dark")):
         with matplotlib.rc_context(style(t)):  # type: ignore[arg-type]
             figure = drawing.draw(t)
-            figure.savefig(folder / f"{drawing.name}{suffix}.png", dpi=160, metadata={"Software": None})
+            _save_png(figure, folder / f"{drawing.name}{suffix}.png")
             if t is LIGHT:
                 buffer = io.StringIO()
                 figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

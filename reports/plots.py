@@ -89,10 +89,14 @@ class CurvePlot:
 
     def drawing(self, *, name: str, title: str, subtitle: str) -> Drawing:
         tips = {
-            f"pt|{b}": [f"{b}, {words.sizes(c.record.problem)}: {self.quantity.text(y)}" for _, y, c in points]
+            f"pt|{b}": [f"{b}, {self._at(x, c)}: {self.quantity.text(y)}" for x, y, c in points]
             for b, points in self.series.items()
         }
         return Drawing(name, title, self._alt(), partial(self._draw, Heading(title, subtitle)), tips)
+
+    def _at(self, x: float, cell: Cell) -> str:
+        name = cell.record.problem.workload
+        return f"{self.curve.axis} {x:,.0f}" if name == "synthetic" else f"{name}, {self.curve.axis} {x:,.0f}"
 
     def _alt(self) -> str:
         text, axis = self.quantity.text, self.curve.axis

@@ -5,9 +5,11 @@ The drawing itself stays: every point that was measured is in it.
 
 from __future__ import annotations
 
+import html
 import re
 import xml.etree.ElementTree as ET
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from reports.theme import replacements
@@ -27,13 +29,16 @@ def lighten(text: str, name: str, *, title: str, description: str, tips: Mapping
     root = ET.fromstring(text)
     for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
+    _unclip(root)
     _add_tips(root, tips)
-    prefix = f"f{zlib.crc32(name.encode()):x}"
+    prefix = f"f{zlib.crc32(name.encode()) % 16**6:06x}"
     _shorten_ids(root, prefix)
     for e in root.iter():
         for attribute, digits in (("d", 1), ("x", 1), ("y", 1), ("transform", 2), ("points", 1)):
             if attribute in e.attrib:
                 e.set(attribute, _round(e.attrib[attribute], digits))
+        if "d" in e.attrib:
+            e.set("d", re.sub(r" ?([A-Za-z]) ?", r"\1", e.attrib["d"]))
         if e.get("transform", "").startswith("rotate(-0 "):
             del e.attrib["transform"]
         if "style" in e.attrib:
@@ -42,7 +47,7 @@ def lighten(text: str, name: str, *, title: str, description: str, tips: Mapping
     _name(root, prefix, title, description)
     _flatten(root)
     out = ET.tostring(root, encoding="unicode")
-    return re.sub(r">\s+<", "><", out)
+    return re.sub(r">\s+<", "><", out).replace(" />", "/>")
 
 
 def dark(light: str) -> str:
@@ -57,9 +62,29 @@ def inline(light: str) -> str:
     return head + ">" + rest.replace("xlink:href=", "href=")
 
 
+def share_styles(pictures: Sequence[str]) -> tuple[list[str], str]:
+    """Inline drawings of one page with their style attributes as classes, and the style sheet of these."""
+    seen = Counter(style for picture in pictures for style in re.findall(r' style="([^"]*)"', picture))
+    names = {style: f"s{i}" for i, (style, count) in enumerate(seen.most_common()) if count > 1}
+
+    def shorten(found: re.Match[str]) -> str:
+        return f' class="{names[found[1]]}"' if found[1] in names else found[0]
+
+    sheet = "\n".join(f"figure .{name}{{{style}}}" for style, name in names.items())
+    return [re.sub(r' style="([^"]*)"', shorten, picture) for picture in pictures], html.unescape(sheet)
+
+
 def _recolour(light: str, target: str) -> str:
     table = replacements(target)
     return re.sub(r"#[0-9a-f]{6}\b", lambda m: table.get(m.group(0), m.group(0)), light)
+
+
+def _unclip(root: ET.Element) -> None:
+    """Axes are always wide enough for all that is drawn in them: nothing needs to be cut off."""
+    for parent in root.iter():
+        parent.attrib.pop("clip-path", None)
+        for child in [c for c in parent if c.tag == f"{{{SVG}}}defs" and c.find(f"{{{SVG}}}clipPath") is not None]:
+            parent.remove(child)
 
 
 def _add_tips(root: ET.Element, tips: Mapping[str, Sequence[str]]) -> None:
@@ -76,8 +101,8 @@ def _add_tips(root: ET.Element, tips: Mapping[str, Sequence[str]]) -> None:
 def _shorten_ids(root: ET.Element, name: str) -> None:
     """Keep only the ids that something refers to, short and unique on a page of many figures."""
     whole = ET.tostring(root, encoding="unicode")
-    used = set(re.findall(r"url\(#([^)]+)\)", whole)) | set(re.findall(r'href="#([^"]+)"', whole))
-    short = {old: f"{name}-{i}" for i, old in enumerate(sorted(used))}
+    used = set(re.findall(r'href="#([^"]+)"', whole))
+    short = {old: f"{name}{i}" for i, old in enumerate(sorted(used))}
     href = f"{{{XLINK}}}href"
     for e in root.iter():
         if "id" in e.attrib:
@@ -87,8 +112,6 @@ def _shorten_ids(root: ET.Element, name: str) -> None:
                 del e.attrib["id"]
         if href in e.attrib:
             e.set(href, "#" + short[e.attrib[href][1:]])
-        if "clip-path" in e.attrib:
-            e.set("clip-path", re.sub(r"#([^)]+)", lambda m: "#" + short[m.group(1)], e.attrib["clip-path"]))
 
 
 def _style(style: str) -> str:

@@ -19,10 +19,11 @@ from reports.words import DASH
 
 
 def memory(anchor: str, cells: Sequence[Cell]) -> Table:
+    sources = "; ".join(sorted({c.record.memory.source for c in cells if c.record.memory}))
     columns = (
-        *PROBLEM, Column("backend"), Column("peak above the inputs", True),
-        Column("peak / p", True, "p is the pair tensor"),
-        Column("model", True), Column("measured / model", True), Column("inputs", True),
+        *PROBLEM, Column("backend"), Column("peak above the inputs", True, sources),
+        Column("peak / p", True, "p is the pair tensor"), Column("model", True), Column("measured / model", True),
+        Column("inputs", True),
     )  # fmt: skip
     rows = []
     for c in cells:
@@ -33,7 +34,7 @@ def memory(anchor: str, cells: Sequence[Cell]) -> Table:
         fit = m.peak_bytes / m.model_bytes if m.peak_bytes is not None and m.model_bytes else None
         rows.append([
             *problem_cells(c.record.problem), name(c.record.backend),
-            num(m.peak_bytes, words.size(m.peak_bytes or 0), "the peak was not measured", tip=m.source),
+            num(m.peak_bytes, words.size(m.peak_bytes or 0), "the peak was not measured"),
             num(share, words.times(share or 0), "no pair tensor"), num(m.model_bytes, words.size(m.model_bytes or 0)),
             num(fit, words.number(fit or 0, 2), "no model value"), num(m.input_bytes, words.size(m.input_bytes)),
         ])  # fmt: skip
@@ -119,7 +120,7 @@ def starts(anchor: str, cells: Sequence[Cell]) -> Table:
     columns = (
         *PROBLEM, Column("backend"), Column("steady state", True), Column("95% interval", True), Column("plan", True),
         Column("first call", True),
-        Column("calls until the first is repaid", True, "(first call + plan) / steady state"),
+        Column("the same, in calls", True, "(first call + plan) / steady state"),
         Column("cache"), Column("hot", True, "median with a warm L2 cache"),
         Column("graph", True, "median of CUDA graph replay"), Column("stopped by"),
         Column("outliers", True, "Tukey's fences; labelled, never dropped"),

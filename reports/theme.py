@@ -34,6 +34,9 @@ SLOTS: tuple[tuple[str, str, str], ...] = (
     ("#8f1d2c", "#ff7d8c", ">"),
     ("#4f7a00", "#a4d43f", "p"),
     ("#33415c", "#c3cfe6", "d"),
+    ("#c2185b", "#ff94b8", "*"),
+    ("#00695c", "#7ddccc", "H"),
+    ("#7a6f00", "#ddd35a", "8"),
 )
 PREFERRED = {
     "gather": 0, "dense": 1, "banded": 2, "flex": 3, "gather_compiled": 4, "triton_fused": 5,
@@ -78,7 +81,7 @@ def marker(name: str, names: Iterable[str] = ()) -> str:
 
 def marker_size(name: str, names: Iterable[str] = ()) -> float:
     """Points: crosses and triangles cover less of their box than discs do."""
-    return {"P": 7.0, "X": 7.0, "^": 6.2, "v": 6.2, "<": 6.2, ">": 6.2}.get(marker(name, names), 5.4)
+    return {"P": 7.0, "X": 7.0, "*": 8.0, "^": 6.2, "v": 6.2, "<": 6.2, ">": 6.2}.get(marker(name, names), 5.4)
 
 
 def css_variables(dark: bool) -> dict[str, str]:

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
-from reports import analyse, answer, curves, page, tables
+from reports import analyse, answer, curves, page, tables, theme
 from reports.__main__ import app
 from reports.load import Collection, InputError, load
 from tests import records_factory as make
@@ -62,6 +64,44 @@ def test_every_linked_file_exists(whole):
     links = re.findall(r'<a href="([^"#]+)"', html) + re.findall(r"!\[[^\]]*\]\(([^)]+)\)", markdown)
     assert len(links) > 20
     assert [link for link in links if not (whole / link).is_file()] == []
+
+
+def test_figures_come_in_both_grounds_and_formats(whole):
+    drawn = sorted((whole / "figures").glob("*.svg"))
+    names = {path.stem.removesuffix("-dark") for path in drawn}
+    assert len(drawn) == 2 * len(names) > 20
+    for name in names:
+        for suffix, ground in (("", (255, 255, 255)), ("-dark", (20, 23, 28))):
+            with Image.open(whole / "figures" / f"{name}{suffix}.png") as png:
+                assert png.convert("RGB").getpixel((0, 0)) == ground
+                assert png.width > 800
+            text = (whole / "figures" / f"{name}{suffix}.svg").read_text(encoding="utf-8")
+            root = ElementTree.fromstring(text)
+            assert root.get("role") == "img"
+            assert root.get("width")
+            light_left = [c for c in theme.css_variables(False).values() if c in text]
+            assert (light_left == []) == bool(suffix)
+            assert "clip-path" not in text
+
+
+def test_colours_can_be_told_from_the_ground_and_from_each_other():
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(a: str, b: str) -> float:
+        high, low = sorted((luminance(a), luminance(b)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    for dark in (False, True):
+        ground = theme.ROLES["ground"][dark]
+        assert all(contrast(slot[dark], ground) >= 3 for slot in theme.SLOTS)
+        assert all(contrast(theme.ROLES[role][dark], ground) >= 4.5 for role in ("ink", "soft", "alarm"))
+    assert len({slot[2] for slot in theme.SLOTS}) == len(theme.SLOTS)
+    many = ["gather", *(f"someone_{i}" for i in range(4))]
+    assert len({theme.slot(name, many) for name in many}) == len(many)
+    assert theme.slot("someone_0", ["someone_0"]) == theme.slot("someone_0", ["gather", "flex", "someone_0"])
 
 
 def test_tables_agree_between_page_markdown_and_csv(whole):

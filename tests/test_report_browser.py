@@ -23,6 +23,16 @@ def unavailable(why: str) -> None:
     pytest.skip(why)
 
 
+def test_a_missing_browser_skips_here_and_fails_where_one_is_required(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("REQUIRE_BROWSER", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="found none"):
+        unavailable("found none")
+    monkeypatch.setenv("REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="required here"):
+        unavailable("found none")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     try:
@@ -165,6 +175,27 @@ def test_tables_sort_by_number_and_by_word(visit):
     words = column(table, faster)
     assert words == sorted(words)
     assert len(set(words)) > 1
+
+
+def test_tables_sort_across_units_and_leave_missing_values_last(visit):
+    v = visit()
+    table = v.page.locator("#m2-starts table")
+    heads = [h.split("\n")[0].strip() for h in table.locator("th").all_inner_texts()]
+    scale = {"µs": 1e-3, "ms": 1.0, "s": 1e3}
+
+    def in_ms(text: str) -> float:
+        amount, unit = text.split()
+        return float(amount.replace(",", "")) * scale[unit]
+
+    for name in ("steady state", "plan"):
+        index = heads.index(name) + 1
+        table.locator(f"th:nth-child({index}) button").click()
+        shown = column(table, index)
+        given = [in_ms(t) for t in shown if t != "–"]
+        assert given == sorted(given)
+        assert len({t.split()[1] for t in shown if t != "–"}) > 1 or name == "plan"
+        assert all(t == "–" for t in shown[len(given) :])
+    assert "–" in shown
 
 
 def test_tables_filter(visit):

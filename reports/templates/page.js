@@ -1,10 +1,13 @@
 "use strict";
 (() => {
+  const units = {ns: 1e-9, "µs": 1e-6, ms: 1e-3, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40, k: 1e3, M: 1e6};
+  const number = /^[^\p{L}\d]*?(-?[\d,.]+(?:e[-+]?\d+)?)\s?(ns|µs|ms|s|B|[KMGT]iB|k|M|×|%)?(?=$|[\s(–])/u;
   const value = (row, i) => {
     const cell = row.cells[i];
-    const text = cell.dataset.s ?? cell.firstChild?.textContent.trim() ?? "";
-    const n = Number(text.replaceAll(",", ""));
-    return cell.classList.contains("na") ? null : Number.isNaN(n) ? text : n;
+    if (cell.classList.contains("na")) return null;
+    const text = cell.firstChild?.textContent.trim() ?? "";
+    const found = number.exec(text);
+    return found ? Number(found[1].replaceAll(",", "")) * (units[found[2]] ?? 1) : text;
   };
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
   const sort = (table, i, down) => {
