@@ -42,8 +42,8 @@ class GatherCompiledBlock(AtomTransformerBlock):
 
 
 def cost(shape: Shape, mode: Mode) -> Cost:
-    """See the module's docstring. Peak: the normalised p and the scores; with gradients the gathered K and V too, and on
-    CUDA one of them in the forward already."""
+    """See the module's docstring. Peak: the normalised p and the scores; with gradients the gathered K and V too, and
+    on CUDA one of them in the forward already."""
     flops = shape.n_pairs * shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
     scores = shape.n_pairs * shape.heads * max(shape.itemsize, shape.pair_itemsize)
     gathered = shape.n_pairs * shape.heads * shape.head_dim * shape.itemsize
