@@ -67,7 +67,7 @@ class Contest:
 
     place: Place
     problem: Problem
-    ranked: tuple[Cell, ...]  # by median, fastest first; one group
+    ranked: tuple[Cell, ...]  # fastest first, by paired ratios; one group
     apart: tuple[Cell, ...]  # measured, but in another group: no ratio to the winner
     failed: tuple[Cell, ...]
     pairs: dict[tuple[str, str], Pair]
@@ -85,6 +85,18 @@ class Contest:
         best = self.winner.record.backend
         rest = (c.record.backend for c in self.ranked[1:])
         return tuple(b for b in rest if (p := self.pair(best, b)) is None or p.verdict_for(best) != "faster")
+
+    @property
+    def close(self) -> tuple[str, ...]:
+        """Those of the tied whose interval reaches down to a difference that does not matter or may be noise; a few
+        blocks can leave a twentyfold lead unproven, and it would be odd advice to take either."""
+        best = self.winner.record.backend
+        return tuple(b for b in self.tied if (p := self.pair(best, b)) is None or _may_tie(p, best))
+
+
+def _may_tie(pair: Pair, best: str) -> bool:
+    low = pair.seen_from(best).low
+    return low is None or low <= 1 + max(pair.margin, pair.noise or 0.0)
 
 
 def noise_floors(cells: Iterable[Cell]) -> dict[tuple[Place, str], float]:
@@ -200,10 +212,24 @@ def contests(collection: Collection, all_pairs: Iterable[Pair]) -> list[Contest]
         ok = [c for c in mine if c.ok]
         failed = tuple(c for c in mine if not c.ok)
         main = _main_group(ok)
-        ranked = tuple(sorted((c for c in ok if c.record.group == main), key=median_ms))
+        ranked = _rank([c for c in ok if c.record.group == main], paired[(place, key)])
         apart = tuple(c for c in ok if c.record.group != main)
         out.append(Contest(place, mine[0].record.problem, ranked, apart, failed, paired[(place, key)]))
     return sorted(out, key=lambda c: problem_order(c.problem))
+
+
+def _rank(cells: Sequence[Cell], pairs: dict[tuple[str, str], Pair]) -> tuple[Cell, ...]:
+    """Fastest first, by the paired ratio to the backend of the lowest median: a drift between blocks moves medians."""
+    reference = min(cells, key=median_ms, default=None)
+    if reference is None:
+        return ()
+    name = reference.record.backend
+
+    def relative_time(cell: Cell) -> float:
+        pair = pairs.get((name, cell.record.backend)) or pairs.get((cell.record.backend, name))
+        return pair.seen_from(name).ratio if pair else median_ms(cell) / median_ms(reference)
+
+    return tuple(sorted(cells, key=relative_time))
 
 
 def _main_group(ok: Sequence[Cell]) -> str | None:

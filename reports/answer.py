@@ -37,9 +37,9 @@ class Region:
 
     @property
     def alternatives(self) -> list[str]:
-        """Backends that tie with the winner at every problem of the region."""
-        first = set(self.contests[0].tied)
-        return sorted(first.intersection(*(c.tied for c in self.contests)))
+        """Backends that may be as fast as the winner at every problem of the region."""
+        first = set(self.contests[0].close)
+        return sorted(first.intersection(*(c.close for c in self.contests)))
 
     @property
     def sizes(self) -> str:
@@ -134,7 +134,7 @@ def headline(place: Place, contests: Sequence[Contest], labels: dict[Setting, st
     shown_by = sum(1 for c in contested if c.winner.record.backend == best and not c.tied)
     all_regions = regions(contested)
     main = max((r for r in all_regions if r.use == best), key=lambda r: r.shown.problem.live_pairs)
-    had = "was the fastest" if shown_by == won else "had the lowest median time"
+    had = "was the fastest" if shown_by == won else "came out ahead"
     out = [_choice(best, main) + f" It {had} in {won} of {len(contested)} problems{_lead(won, shown_by)}."]
     out.append(_gain(main, labels))
     others = [r for r in all_regions if r.use != best]

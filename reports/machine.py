@@ -36,7 +36,7 @@ def facts(cells: Sequence[Cell]) -> list[tuple[str, str]]:
         ("GPU", newest.gpu),
         ("driver", newest.driver),
         ("versions", installed),
-        ("not installed", absent),
+        ("absent", absent),
         ("commit", (newest.commit or "unknown") + changes),
         ("code", newest.code),
         ("measured", f"{first} to {newest.utc}"),

@@ -223,6 +223,15 @@ def test_equal_backends_are_not_called_faster(tmp_path):
     assert region.alternatives
 
 
+def test_an_unproven_but_large_lead_is_no_tie(tmp_path):
+    c = collect(tmp_path, make.group(make.CPU, make.problem(), backends=["gather", "flex"]))  # no A/A arm: no proof
+    (contest,) = analyse.contests(c, analyse.pairs(c))
+    (region,) = answer.regions([contest])
+    assert contest.tied == ("gather",)
+    assert region.resolved == 0
+    assert region.alternatives == []
+
+
 def test_without_an_aa_arm_nothing_is_called_faster(tmp_path):
     c = collect(tmp_path, make.group(make.CPU, make.problem(), backends=["gather", "flex"]))
     (pair,) = analyse.pairs(c)
