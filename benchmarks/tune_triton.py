@@ -1,14 +1,15 @@
 """Check and time tile configurations of the fused Triton kernels on the GPU at hand, and keep the best.
 
-``python benchmarks/tune_triton.py --out DIR``: correctness against float64 first, the copy bandwidth of this device,
-then every candidate's time and its share of the limit (bytes that must move / copy bandwidth). Writes
-``DIR/tuning.json``. ``--write FILE`` adds the best of each direction to a file of tuned configurations, which the backend
-reads where ``PALLATOM_TRITON_TUNED`` names it: keyed on architecture, dtypes, heads and channels, never on atoms.
+``python benchmarks/tune_triton.py --out DIR``: correctness against float64 first, then this device's copy bandwidth,
+then every candidate's time and its share of the limit (bytes that must move, at that bandwidth). Writes
+``DIR/tuning.json``. ``--write FILE`` adds the best of each direction to a file of tuned configurations, which the
+backend reads where ``PALLATOM_TRITON_TUNED`` names it: keyed on architecture, dtypes, heads and channels, never on N.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -224,11 +225,11 @@ def compile_share(rows_f, rows_b, index, workers):
 
     prob, plan, _, _ = problem(700, torch.bfloat16, "cuda")
     o, lse = forward(prob, plan, configs(rows_f)[0])
-    jobs = [(forward, (prob, plan, c), {}) for c in configs(rows_f)]
-    jobs += [(backward, (prob, plan, o, lse, o), {"deterministic": False, "config": c}) for c in configs(rows_b)]
-    for fn, args, kwargs in jobs[index::workers]:
+    jobs = [functools.partial(forward, prob, plan, c) for c in configs(rows_f)]
+    jobs += [functools.partial(backward, prob, plan, o, lse, o, deterministic=False, config=c) for c in configs(rows_b)]
+    for job in jobs[index::workers]:
         try:
-            fn(*args, **kwargs)
+            job()
         except Exception as e:  # reported by the check, which meets it again
             print("compile:", type(e).__name__, str(e)[:100])
 

@@ -87,7 +87,7 @@ def _backward_tile(
     q_off = l[None, :, None] * (H * D) + h[:, None, None] * D + d[None, None, :]
     stat_off = l[None, :] * H + h[:, None]
     hd = (h < H)[:, None, None] & (d < D)[None, None, :]
-    whole: tl.constexpr = HP == H and DH == D and not EDGE
+    whole: tl.constexpr = HP == H and DH == D and not EDGE  # pyright: ignore[reportAssignmentType]
     if EDGE:
         start = tl.load(START + l, mask=present, other=0)
         stop = tl.load(STOP + l, mask=present, other=0)
@@ -113,7 +113,7 @@ def _backward_tile(
         delta = tl.load(DELTA + stat_off, mask=present[None, :] & (h < H)[:, None], other=0.0)
 
     # scores again, transposed, [head, keys, queries]: so A and dS are dV's and dK's left operands as they are
-    x, rstd = normalise(p, eps, C, CP)
+    x, rstd = normalise(p, eps, C, CP)  # pyright: ignore[reportGeneralTypeIssues]
     y = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, PAIRS // PARTS, HP, 2]), 3)
     rstd3 = tl.broadcast_to(rstd[:, :, None], [PARTS, PAIRS // PARTS, HP])
     rstd3 = tl.permute(tl.reshape(rstd3, [BM, BN, HP]), (2, 1, 0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # pyright: ignore[reportAttributeAccessIssue]
 LOWEST = tl.constexpr(-1e30)  # the score of a slot that is not live; finite, so that differences are
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
@@ -69,7 +69,7 @@ def spread_weight(W, GAMMA, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, 
     Against dS repeated as often (``repeat``) this is dS Wc^T with Wc to twice the bits of ``dtype``, in
     the depth of 16 that a tensor-core product has anyway.
     """
-    TIMES: tl.constexpr = max(2, 16 // HP)
+    TIMES: tl.constexpr = max(2, 16 // HP)  # pyright: ignore[reportAssignmentType]
     c = tl.arange(0, CP)
     row = tl.arange(0, HP * TIMES)
     real_c = tl.minimum(tl.maximum(C - c, 0), 1).to(tl.float32)

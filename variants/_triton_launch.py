@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +38,8 @@ class Problem:
 
     @property
     def compiled_for(self) -> Sizes:
-        return Sizes(self.q.dtype, self.p.dtype, *self.q.shape[2:], self.p.shape[3])
+        _, _, heads, head_dim, _, channels = self.sizes
+        return Sizes(self.q.dtype, self.p.dtype, heads, head_dim, channels)
 
     def dims(self) -> dict[str, int]:
         return self.compiled_for.padded()
@@ -106,21 +109,25 @@ def in_order(plan: BandPlan) -> bool:
 _ROWS = 16  # per program of the kernels that go over rows
 
 
+def _kernels(part: str) -> Any:
+    """A module of kernels, imported when first launched: triton is optional."""
+    return importlib.import_module(f"._triton_{part}", __package__)
+
+
 def _blocks(n: int, size: int) -> int:
     return -(-n // size)
 
 
 def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> tuple[Tensor, Tensor]:
     """``(O [B, N, H, D], lse [B, N, H])`` over a band."""
-    from ._triton_forward import forward_band
-
+    kernels = _kernels("forward")
     q, p = problem.q, problem.p
     b, n, h, _, slots, _ = problem.sizes
     config = config or forward_config(problem.compiled_for, problem.arch)
     o = torch.empty_like(q)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
     rows = rows_of(plan)
-    forward_band[(_blocks(n, config.rows), b)](
+    kernels.forward_band[(_blocks(n, config.rows), b)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop,
         problem.mask, o, lse, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
         **problem.dims(), **config.forward_constants(), HAS_MASK=plan.has_holes, **config.options(),
@@ -143,8 +150,7 @@ def backward(
     dQ is added up in fp32 by atomics, ``deterministic`` in one slot per (query, key block), which takes
     ``K / cols + 2`` times Q in fp32.
     """
-    from ._triton_backward import backward_band, backward_finish, backward_prepare
-
+    kernels = _kernels("backward")
     q, p = problem.q, problem.p
     b, n, h, d, slots, _ = problem.sizes
     config = config or backward_config(problem.compiled_for, problem.arch)
@@ -157,18 +163,18 @@ def backward(
     dk, dv, dp = torch.empty_like(problem.k), torch.empty_like(problem.v), torch.empty_like(p)
     dw_parts = torch.empty((b * blocks, dims["CP"], dims["HP"]), dtype=torch.float32, device=device)
     row_grid = (_blocks(n, _ROWS), b)
-    backward_prepare[row_grid](
+    kernels.backward_prepare[row_grid](
         o, grad_o, delta, dq_parts, dp, rows.base, rows.start, rows.stop, n, slots,
         **heads, ZERO_DQ=not deterministic, BM=_ROWS, BT=64,
     )  # fmt: skip
-    backward_band[(blocks, b)](
+    kernels.backward_band[(blocks, b)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop, problem.mask,
         grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, dp, dw_parts,
         n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
         **dims, **config.backward_constants(), HAS_MASK=plan.has_holes, ATOMIC=not deterministic, **config.options(),
     )  # fmt: skip
     dq = torch.empty_like(q)
-    backward_finish[row_grid](
+    kernels.backward_finish[row_grid](
         dq_parts, dq, rows.start, rows.stop, n, parts, problem.scale,
         H=h, D=d, ROW=pow2(h * d), BM=_ROWS, BN=config.cols, ATOMIC=not deterministic,
     )  # fmt: skip
@@ -177,13 +183,11 @@ def backward(
 
 def forward_gather(problem: Problem, idx: Tensor) -> tuple[Tensor, Tensor]:
     """``(O [B, N, H, D], lse [B, N, H])`` over any neighbour table ``idx [N, K]``."""
-    from . import _triton_gather
-
     q = problem.q
     b, n, h, _, slots, _ = problem.sizes
     o = torch.empty_like(q)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
-    _triton_gather.forward_gather[(n, b)](
+    _kernels("gather").forward_gather[(n, b)](
         q, problem.k, problem.v, problem.p, problem.weight, problem.gamma, idx, problem.mask, o, lse,
         n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
         **problem.dims(), **_gather_options(problem),
@@ -195,15 +199,13 @@ def backward_gather(
     problem: Problem, idx: Tensor, o: Tensor, lse: Tensor, grad_o: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(dQ, dK, dV, dp, dgamma, dW)`` over any neighbour table; dK and dV are added up by atomics in fp32."""
-    from . import _triton_gather
-
     q, p = problem.q, problem.p
     b, n, _, _, slots, _ = problem.sizes
     dims = problem.dims()
     dq, dp = torch.empty_like(q), torch.empty_like(p)
     dk, dv = (torch.zeros(q.shape, dtype=torch.float32, device=q.device) for _ in range(2))
     dw_parts = torch.empty((b * n, dims["CP"], dims["HP"]), dtype=torch.float32, device=q.device)
-    _triton_gather.backward_gather[(n, b)](
+    _kernels("gather").backward_gather[(n, b)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, idx, problem.mask, o, grad_o, lse, dq, dk, dv, dp,
         dw_parts, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
         **dims, **_gather_options(problem),
@@ -220,11 +222,9 @@ def _gather_options(problem: Problem) -> dict[str, int]:
 
 def _weight_gradients(dw_parts: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """``(dgamma [C], dW [H, C])`` from partial sums ``[parts, CP, HP]`` of the centred weight's gradient."""
-    from ._triton_backward import weight_gradients
-
     dgamma, dweight = torch.empty_like(problem.gamma), torch.empty_like(problem.weight)
     dims = problem.dims()
-    weight_gradients[(1,)](
+    _kernels("backward").weight_gradients[(1,)](
         dw_parts.sum(0), problem.weight, problem.gamma, dweight, dgamma, **{x: dims[x] for x in ("H", "C", "HP", "CP")}
     )
     return dgamma, dweight

@@ -191,12 +191,23 @@ def cost(shape: Shape, mode: Mode) -> Cost:
 
 
 def _probe(device: str) -> list[str]:
-    """A CPU runs the kernels in Triton's interpreter only."""
+    """A CPU runs the kernels in Triton's interpreter only, which must go with its numpy."""
+    import numpy
     import triton
 
-    if device.startswith("cpu") and not triton.knobs.runtime.interpret:
+    if not device.startswith("cpu"):
+        return []
+    if not triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]
         return ["triton: its interpreter is required on cpu (TRITON_INTERPRET=1 before the first import), it is off"]
+    if _release(triton.__version__) < (3, 7) and _release(numpy.__version__) >= (2, 4):
+        found = f"{triton.__version__} and {numpy.__version__} were found"
+        return [f"triton: its interpreter is required in version 3.7 or later for numpy 2.4 and later, {found}"]
     return []
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
 
 
 BACKEND = Backend(
