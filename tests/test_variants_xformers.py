@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.seam import band, errors, scattered, seam
-from variants import UnsupportedError, _xformers, band_plan, convert, sdpa_tiles, why_unavailable, xformers_fmha
+from variants import (
+    UnsupportedError,
+    _packing,
+    _xformers,
+    band_plan,
+    convert,
+    sdpa_tiles,
+    why_unavailable,
+    xformers_fmha,
+)
 from variants import xformers_blocksparse as blocksparse
 from variants._packing import ROWS, packed_bias, packing
 
@@ -162,3 +172,10 @@ def test_another_release_or_none_is_a_reason(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(importlib.metadata, "version", version)
         (reason,) = _xformers.library_reasons.__wrapped__()
         assert words in reason
+
+
+def test_pairs_beyond_what_layer_norm_addresses_are_refused() -> None:
+    large = SimpleNamespace(is_cuda=True, numel=lambda: 6_944_000_000)
+    assert "6944000000" in " ".join(_packing.size_reasons(large))  # type: ignore[arg-type]
+    assert not _packing.size_reasons(SimpleNamespace(is_cuda=True, numel=lambda: 2**32))  # type: ignore[arg-type]
+    assert not _packing.size_reasons(torch.zeros(2, 2))

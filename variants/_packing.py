@@ -15,10 +15,13 @@ from torch import Tensor
 
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
-from ._backend import Cost, Mode, Shape
+from ._backend import Cost, Mode, Shape, UnsupportedError
 from ._band import BandPlan, band_plan
 from ._remember import remembered
 
+# An H200 with torch 2.11 gave wrong outputs for p of 6.9e9 elements and right ones for 1.8e9. torch's LayerNorm on CUDA
+# is reported to overflow at 2**32 elements (RosettaCommons/foundry, pull request 254), which fits.
+MOST_NORMED = 2**32
 ROWS = 64  # queries of a tile: scores outside the band grow with it, copies of K and V shrink
 _ALIGNED = 8
 
@@ -64,6 +67,13 @@ def packed_bias(bias: Tensor, tiles: Packing) -> Tensor:
     return flat.unflatten(2, (count, ROWS, width)).transpose(1, 2).flatten(0, 1)
 
 
+def size_reasons(p: Tensor) -> list[str]:
+    """Why this p is too large for the layer's own LayerNorm on its device."""
+    if not p.is_cuda or p.numel() <= MOST_NORMED:
+        return []
+    return [f"p: at most {MOST_NORMED} elements are required on CUDA (LayerNorm overflows), {p.numel()} were found"]
+
+
 def attend_packed(
     block: AtomTransformerBlock,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
@@ -74,6 +84,8 @@ def attend_packed(
     ``dense`` scales by 1/sqrt(D). None if no row sees anything.
     """
     Q, K, V, p, neighbor_idx, valid_mask = inputs
+    if reasons := size_reasons(p):
+        raise UnsupportedError(reasons, who=type(block).__name__)
     plan = band_plan(neighbor_idx, valid_mask)
     tiles = packing(plan)
     count = tiles.keys.shape[0]

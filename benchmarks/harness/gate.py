@@ -33,6 +33,10 @@ TOLERANCE = {"float64": 1e-10, "float32": 5e-6, "float16": 2e-3, "bfloat16": 1.6
 GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3.2e-2}
 # Above the seam roundings pile up, layer after layer; the seam inside is held to its own tolerance all the same.
 LEVEL_FACTOR = {"attention": 1.0, "block": 2.0, "stack": 4.0, "encoder": 4.0, "decoder": 4.0, "index": 0.0}
+# ReLU's derivative jumps: a rounding of relative size u moves a share of about u of the activations across zero, and
+# turns as many terms of a gradient on or off, so its relative error is about the root of u (seen in all backends alike:
+# 1.9% in float16 through one block, 17% in bfloat16 through an encoder).
+KINK = {"float64": 0.0, "float32": 0.0, "float16": 2**-5.5, "bfloat16": 2**-4}
 # A single row has fewer elements to average rounding over than a whole tensor.
 ROW_FACTOR = 8.0
 # torch's LayerNorm on CPU adds up its weight's gradient in the input's own dtype: over 900,000 pairs its error is 0.2
@@ -118,6 +122,8 @@ def allowed(name: str, problem: Problem) -> float:
     if name.endswith("norm_pair.weight") and problem.device == "cpu" and dtype in CPU_NORM_WEIGHT:
         return CPU_NORM_WEIGHT[dtype]
     base = (GRADIENT_TOLERANCE if name.startswith("grad:") else TOLERANCE)[dtype]
+    if name.startswith("grad:") and problem.level != "attention":
+        base = max(base, KINK[dtype])
     level = 1.0 if name.removesuffix(ROW) == SEAM else LEVEL_FACTOR[problem.level]
     return base * level * (ROW_FACTOR if name.endswith(ROW) else 1.0)
 
