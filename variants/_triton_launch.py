@@ -214,9 +214,9 @@ def backward_gather(
 
 
 def _gather_options(problem: Problem) -> dict[str, int]:
-    """64 slots a tile, or as many as keep a gathered tile of keys at 8,192 elements."""
+    """64 slots a tile, or as many as keep a gathered tile of keys at 4,096 elements."""
     dims = problem.dims()
-    slots = max(16, min(64, 8192 // (dims["HP"] * dims["DH"])))
+    slots = max(16, min(64, 4096 // (dims["HP"] * dims["DH"])))
     return {"BN": slots, "PARTS": 1 if slots < 64 else 4, "num_warps": 4, "num_stages": 1}
 
 

@@ -18,9 +18,10 @@ is written as it is made; only dQ is shared, by fp32 atomics, or under ``torch.u
 slot per (query, key block) summed in order. Saved for it: O, and the log-sum-exp of each row and head. Nothing of size
 N·K exists beside p and dp. With x̂ the normalised row and G = dS·Wcᵀ: dp = rstd·(G − x̂·<x̂, G>/C), dWc = Σ x̂ᵀ dS.
 
-*Budget* (bf16, H 4, D 32, C 16), a pair: 32 bytes of p; 0.3 tensor-core and about 4 other warp instructions forward,
-12 backward. An H200 (4.27 TB/s, 528 schedulers at 1.75 GHz) then has time for 7 a pair where p's bytes allow it one
-pass: the forward is bound by p's bytes and latency, the backward by shared memory and instructions.
+*Budget* (bf16, H 4, D 32, C 16), a pair: 32 bytes of p a pass, and 4.3 warp instructions forward, 10 backward. An H200
+(4.27 TB/s, 528 schedulers at 1.75 GHz) could issue 7 while those bytes move. Measured there at 65k atoms: the forward
+takes 75 % of the limit that p's bytes set; the backward 35 %, bound by shared memory: a pair's numbers change layout
+six times between its products, two programs to a multiprocessor.
 
 *Index*: a band in order runs as above, masks read only where the band has holes; any other table runs through a gather
 kernel (``_triton_gather``), bound by the cache that K and V rows come from.
