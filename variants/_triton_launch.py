@@ -190,7 +190,7 @@ def forward_gather(problem: Problem, idx: Tensor) -> tuple[Tensor, Tensor]:
     _kernels("gather").forward_gather[(n, b)](
         q, problem.k, problem.v, problem.p, problem.weight, problem.gamma, idx, problem.mask, o, lse,
         n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **problem.dims(), **_gather_options(problem),
+        **problem.dims(), **_gather_options(problem, 4096),
     )  # fmt: skip
     return o, lse
 
@@ -208,15 +208,15 @@ def backward_gather(
     _kernels("gather").backward_gather[(n, b)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, idx, problem.mask, o, grad_o, lse, dq, dk, dv, dp,
         dw_parts, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **dims, **_gather_options(problem),
+        **dims, **_gather_options(problem, 2048),
     )  # fmt: skip
     return dq, dk.to(q.dtype), dv.to(q.dtype), dp, *_weight_gradients(dw_parts, problem)
 
 
-def _gather_options(problem: Problem) -> dict[str, int]:
-    """64 slots a tile, or as many as keep a gathered tile of keys at 4,096 elements."""
+def _gather_options(problem: Problem, elements: int) -> dict[str, int]:
+    """64 slots a tile, or as many as keep a gathered tile of keys at so many ``elements``, and in registers."""
     dims = problem.dims()
-    slots = max(16, min(64, 4096 // (dims["HP"] * dims["DH"])))
+    slots = max(16, min(64, elements // (dims["HP"] * dims["DH"])))
     return {"BN": slots, "PARTS": 1 if slots < 64 else 4, "num_warps": 4, "num_stages": 1}
 
 
