@@ -153,8 +153,9 @@ def paired_ratio(
     """``exp(median(log a_i - log b_i))`` with an interval over blocks (see the module's docstring).
 
     The samples pair by position; an arm that left the group early is paired over the blocks that
-    both were in. The p-value is that of Wilcoxon's signed-rank test (of the t-test where ``method``
-    is ``t``). Constant ratios, which a timer of coarse steps may give, have an interval of width 0
+    both were in. The p-value is that of Wilcoxon's signed-rank test from 20 blocks on; below, that
+    of the t-test on the log-ratios, since ranks of n blocks cannot give less than 2^(1-n), which
+    after :func:`holm` over a report decides nothing however large the ratio. Constant ratios, which a timer of coarse steps may give, have an interval of width 0
     and method ``order``.
     """
     n = min(len(a_ms), len(b_ms))
@@ -166,11 +167,12 @@ def paired_ratio(
     constant = bool(np.ptp(d) < 1e-12)  # but for the rounding of logarithms
     if n < _small(confidence) and not constant:
         low, high = _t_interval(d, confidence)
-        test: Any = stats.ttest_1samp(d, 0)
-        return Ratio(math.exp(centre), math.exp(low), math.exp(high), float(test.pvalue), n, "t")
-    if n < _BOOTSTRAP_FROM or constant:
-        low, high = (centre, centre) if constant else _order_interval(d, confidence)
-        return Ratio(math.exp(centre), math.exp(low), math.exp(high), _p_value(d), n, "order")
+        return Ratio(math.exp(centre), math.exp(low), math.exp(high), _t_p_value(d), n, "t")
+    if constant:
+        return Ratio(math.exp(centre), math.exp(centre), math.exp(centre), _p_value(d), n, "order")
+    if n < _BOOTSTRAP_FROM:
+        low, high = _order_interval(d, confidence)
+        return Ratio(math.exp(centre), math.exp(low), math.exp(high), _t_p_value(d), n, "order")
     result = stats.bootstrap(
         (a, b),
         lambda x, y, axis=-1: np.median(x - y, axis=axis),
@@ -183,6 +185,11 @@ def paired_ratio(
     )
     low, high = result.confidence_interval
     return Ratio(math.exp(centre), math.exp(low), math.exp(high), _p_value(d), n, "bootstrap")
+
+
+def _t_p_value(d: np.ndarray) -> float:
+    test: Any = stats.ttest_1samp(d, 0)
+    return float(test.pvalue)
 
 
 def _p_value(d: np.ndarray) -> float:
