@@ -155,8 +155,8 @@ def paired_ratio(
     The samples pair by position; an arm that left the group early is paired over the blocks that
     both were in. The p-value is that of Wilcoxon's signed-rank test from 20 blocks on; below, that
     of the t-test on the log-ratios, since ranks of n blocks cannot give less than 2^(1-n), which
-    after :func:`holm` over a report decides nothing however large the ratio. Constant ratios, which a timer of coarse steps may give, have an interval of width 0
-    and method ``order``.
+    after :func:`holm` over a report decides nothing however large the ratio. Constant ratios, which
+    a timer of coarse steps may give, have an interval of width 0 and method ``order``.
     """
     n = min(len(a_ms), len(b_ms))
     a, b = _logs(a_ms[:n], "a_ms"), _logs(b_ms[:n], "b_ms")
