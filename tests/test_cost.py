@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import cases, cost, inputs
+from benchmarks.harness.case import forward_of
 from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.record import Problem
 
@@ -24,7 +25,7 @@ def test_flops_and_weights_are_those_of_the_layer(level: str, mode: str) -> None
     problem = resolved(level=level, mode=mode)
     assert problem.live_pairs == problem.n_atom * problem.n_neighbor  # no padding, which the plain layer multiplies too
     made = inputs.build(problem, None)
-    call = inputs.shape_caller(made, made.module)
+    call = forward_of(made, made.module)
     with FlopCounterMode(display=False) as counter:
         outputs = call(**made.fixed)
         if mode == "fwdbwd":
