@@ -78,10 +78,10 @@ def attend_packed(
     block: AtomTransformerBlock,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
     dense: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-) -> Tensor | None:
+) -> Tensor:
     """The attention seam through ``dense(q [B·T, 64, H, D], k [B·T, L, H, D], v, bias [B·T, H, 64, L]) → like q``.
 
-    ``dense`` scales by 1/sqrt(D). None if no row sees anything.
+    ``dense`` scales by 1/sqrt(D). Where no row sees anything, this is the layer's own empty sum.
     """
     Q, K, V, p, neighbor_idx, valid_mask = inputs
     if reasons := size_reasons(p):
@@ -90,7 +90,8 @@ def attend_packed(
     tiles = packing(plan)
     count = tiles.keys.shape[0]
     if count == 0:
-        return None
+        empty = p[:, :, :0], neighbor_idx[:, :0], valid_mask[..., :0]
+        return AtomTransformerBlock._attend(block, Q, K, V, *empty)
     bias = block.pair_bias(block.norm_pair(torch.where(valid_mask[..., None], p, 0))).to(Q.dtype)
     if plan.has_holes:
         bias = torch.where(valid_mask[..., None], bias, torch.finfo(bias.dtype).min / 2)

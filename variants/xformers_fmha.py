@@ -32,11 +32,7 @@ class XformersFmhaBlock(AtomTransformerBlock):
     @torch.compiler.disable
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
-        inputs = (Q, K, V, p, neighbor_idx, valid_mask)
-        out = attend_packed(self, inputs, fused)
-        if out is None:  # no live pair: the layer's own empty sum
-            return super()._attend(Q, K, V, p[:, :, :0], neighbor_idx[:, :0], valid_mask[..., :0])
-        return out
+        return attend_packed(self, (Q, K, V, p, neighbor_idx, valid_mask), fused)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
