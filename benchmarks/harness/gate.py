@@ -33,12 +33,14 @@ TOLERANCE = {"float64": 1e-10, "float32": 5e-6, "float16": 2e-3, "bfloat16": 1.6
 GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3.2e-2}
 # Above the seam roundings pile up, layer after layer; the seam inside is held to its own tolerance all the same.
 LEVEL_FACTOR = {"attention": 1.0, "block": 2.0, "stack": 4.0, "encoder": 4.0, "decoder": 4.0, "index": 0.0}
-# ReLU's derivative jumps: a rounding of relative size u moves a share of about u of the activations across zero, and
-# turns as many terms of a gradient on or off, so its relative error is about the root of u (seen in all backends alike:
-# 1.9% in float16 through one block, 17% in bfloat16 through an encoder).
-KINK = {"float64": 0.0, "float32": 0.0, "float16": 2**-5.5, "bfloat16": 2**-4}
+# ReLU's derivative jumps: a rounding of relative size u moves a share of about u of the activations across zero and
+# turns as many terms of a gradient on or off, so its relative error is about the root of u. In float16 that is far
+# above the roundings themselves: 1.8% through one block, in every backend, against 0.05% with SiLU in its place (a test
+# shows it); 2 √u is allowed.
+KINK = {"float16": 2 * 2**-5.5}
 # A single row has fewer elements to average rounding over than a whole tensor.
 ROW_FACTOR = 8.0
+MOST_PER_ROW = 0.5  # a row that is lost altogether has an error of 1
 # torch's LayerNorm on CPU adds up its weight's gradient in the input's own dtype: over 900,000 pairs its error is 0.2
 # in bfloat16 and 0.04 in float16, in every backend that calls it. A missing gradient (1.0) is still caught.
 CPU_NORM_WEIGHT = {"float16": 0.1, "bfloat16": 0.5}
@@ -121,11 +123,12 @@ def allowed(name: str, problem: Problem) -> float:
     dtype = problem.dtype
     if name.endswith("norm_pair.weight") and problem.device == "cpu" and dtype in CPU_NORM_WEIGHT:
         return CPU_NORM_WEIGHT[dtype]
-    base = (GRADIENT_TOLERANCE if name.startswith("grad:") else TOLERANCE)[dtype]
-    if name.startswith("grad:") and problem.level != "attention":
-        base = max(base, KINK[dtype])
+    gradient = name.startswith("grad:")
     level = 1.0 if name.removesuffix(ROW) == SEAM else LEVEL_FACTOR[problem.level]
-    return base * level * (ROW_FACTOR if name.endswith(ROW) else 1.0)
+    whole = (GRADIENT_TOLERANCE if gradient else TOLERANCE)[dtype] * level
+    if gradient and problem.level != "attention":
+        whole = max(whole, KINK.get(dtype, 0.0))
+    return min(whole * ROW_FACTOR, MOST_PER_ROW) if name.endswith(ROW) else whole
 
 
 def passes(errors: dict[str, float | None], problem: Problem) -> bool:
