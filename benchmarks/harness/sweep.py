@@ -193,6 +193,7 @@ class Sweep:
         group = pending.group
         options = asdict(self._options())
         self.observer.phase(group, "", "start")
+        spent = Phases()
         for event in self.host.ask(
             "group",
             problem=group.problem.model_dump(mode="json"),
@@ -205,11 +206,12 @@ class Sweep:
         ):
             match event["event"]:
                 case "phase":
+                    spent.enter(event["phase"])
                     self.observer.phase(group, arms.name_of(event["backend"]), event["phase"])
                 case "cells":
                     pending.cells |= {cell["backend"]: cell for cell in event["cells"]}
                 case "environment":
-                    pending.environment = {"before": event["before"], "after": event["after"]}
+                    pending.environment = {"before": event["before"], "after": event["after"]} | spent.ended()
         for spec in pending.backends:
             pending.cells.setdefault(
                 spec, {"backend": spec, "status": "crashed", "reason": "the worker sent no result for this cell"}
@@ -288,6 +290,25 @@ class Pending:
     name: str
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+
+
+class Phases:
+    """Seconds that a group spent in each phase, summed over its backends, between the worker's own events."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._phase, self._since = "start", time.monotonic()
+
+    def enter(self, phase: str) -> None:
+        """Charge the time since the last call to the phase that ends now."""
+        now = time.monotonic()
+        self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+
+    def ended(self) -> dict[str, dict[str, float]]:
+        """The last phase too, as an entry of a record's environment."""
+        self.enter("end")
+        return {"phases_s": {name: round(seconds, 3) for name, seconds in self._seconds.items()}}
 
 
 def portable(text: str | None) -> str | None:

@@ -81,7 +81,9 @@ def _group(
     from .measure import Group, Options
 
     asked = Problem.model_validate(problem)
+    gc.unfreeze()
     gc.collect()  # what the group before held
+    gc.freeze()  # the libraries' own million objects: each full collection while measuring would walk them again
     if asked.device == "cuda":
         import torch
 
@@ -135,12 +137,20 @@ def _availability(channel: Channel, *, device: str) -> None:
     channel.emit({"event": "availability", "backends": backends})
 
 
+def _kernel(channel: Channel, *, kernel: str, arch: int, dtype: str) -> None:
+    from .kernels import inspect
+
+    channel.note(kernel, "compile")
+    channel.emit({"event": "kernel", "found": inspect(kernel, arch, dtype)})
+
+
 _SERVE = {
     "availability": _availability,
     "group": _group,
     "ceilings": _ceilings,
     "describe": _describe,
     "devices": _devices,
+    "kernel": _kernel,
 }
 
 if __name__ == "__main__":
