@@ -81,12 +81,42 @@ def _compare(block, leaves, idx, mask, grad_o, tolerance: float) -> None:
         assert float((g.detach().double() - w).norm()) <= tolerance * norm, i
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_gather_agrees_with_the_reference(dtype: torch.dtype) -> None:
-    torch.use_deterministic_algorithms(False)
+def test_gather_agrees_with_the_reference(dtype: torch.dtype, deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(deterministic)
     block, leaves, idx, mask, grad_o = _random(13, 9, heads=3, head_dim=24, channels=16, dtypes=(dtype, dtype))
     assert triton_fused._band_or_none(idx, mask) is None
     _compare(block, leaves, idx, mask, grad_o, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_gather_with_a_mask_per_item(deterministic: bool) -> None:
+    """Every row sees atom 0, none sees atom 4; what one item's mask hides the other may show."""
+    torch.use_deterministic_algorithms(deterministic)
+    made = seam(14, 6, batch=2, index=scattered, item_masks=True)
+    idx = torch.where(made.neighbor_idx == 4, 5, made.neighbor_idx)
+    idx[:, 2] = 0
+    leaves = [x.detach().nan_to_num().requires_grad_() for x in made.inputs]
+    grad_o = torch.randn(leaves[0].shape)
+    _compare(made.block, leaves, idx, made.valid_mask, grad_o, TOLERANCE[torch.float32])
+    out = variants.convert(made.block, "triton_fused")._attend(*leaves, idx, made.valid_mask)
+    dk, dv = torch.autograd.grad(out, leaves[1:3], grad_o)
+    assert not dk[:, 4].any()
+    assert not dv[:, 4].any()
+
+
+def test_an_inverted_table_holds_every_live_slot_once() -> None:
+    idx, mask = scattered(17, 6)
+    masks = torch.stack([mask, mask.roll(3, 0)])
+    held = triton_fused.launch.holders_of(idx, masks)
+    live = masks.any(0)
+    assert held.slots.dtype == torch.int32
+    assert sorted(held.slots.tolist()) == live.flatten().nonzero()[:, 0].tolist()
+    for atom in range(17):
+        mine = held.slots[held.first[atom] : held.first[atom + 1]]
+        assert (idx.flatten()[mine] == atom).all()
+        assert (mine.diff() > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -120,14 +150,6 @@ def test_deterministic_dq_is_the_sum_of_the_atomic_one() -> None:
     atomic = backward(given, plan, o, lse, o, deterministic=False)[0]
     assert torch.equal(once, again)
     torch.testing.assert_close(once, atomic, rtol=1e-5, atol=1e-6)
-
-
-def test_deterministic_gather_is_refused() -> None:
-    torch.use_deterministic_algorithms(True)
-    block, leaves, idx, mask, grad_o = _random(9, 5, heads=2, head_dim=16, channels=8, dtypes=(torch.float32,) * 2)
-    out = variants.convert(block, "triton_fused")._attend(*leaves, idx, mask)
-    with pytest.raises(UnsupportedError, match="deterministic backward"):
-        out.backward(grad_o)
 
 
 def test_query_ranges_hold_every_live_pair() -> None:

@@ -67,6 +67,10 @@ class Config:
     def backward_constants(self) -> dict[str, int]:
         return self.forward_constants() | {"EDGE_STAGES": self.edge_stages}
 
+    def gather_constants(self) -> dict[str, int]:
+        """A tile is ``cols`` slots of one row; a warp has its part of the products with p where that is 16 of them."""
+        return {"BN": self.cols, "PARTS": self.num_warps if self.cols >= 16 * self.num_warps else 1}
+
 
 def forward_config(sizes: Sizes, arch: int) -> Config:
     """The forward's configuration on ``sm_<arch>``: tuned, or else the shipped default."""
@@ -93,6 +97,16 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
     if sizes.small and sizes.padded()["HP"] * sizes.padded()["DH"] <= 128:
         return Config(16, 16, 4, 2)
     return Config(16, 16, 8, 2 if sizes.padded()["CP"] == 16 else 1)
+
+
+def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
+    """The gather kernels' configuration: 64 slots a tile, or as many as keep the gathered keys in registers."""
+    tuned = _tuned().get(_key(f"{direction} gather", sizes, arch))
+    if tuned is not None:
+        return tuned
+    padded = sizes.padded()
+    elements = 4096 if direction == "forward" else 2048
+    return Config(1, max(16, min(64, elements // (padded["HP"] * padded["DH"]))), 4, 1)
 
 
 def pow2(n: int) -> int:

@@ -3,6 +3,10 @@
 K and V rows come from the second-level cache, ``4 H D`` bytes per pair in 16 bits (16 times p's own in the usual
 shape), so this mode is bound by the cache where the band mode is bound by p. The scores are plain sums: a row of keys
 that no other query shares leaves nothing for the tensor cores. p is still read once and dp written once.
+
+dK and dV belong to keys, and a query's program meets its keys in any order: they are added up by fp32 atomics, whose
+order and so whose last bits change from run to run; or, deterministically, by a second kernel with one key a program,
+which walks over the slots that hold its key (``backward_gather_keys``). That reads p again, 32 bytes at a time.
 """
 
 # ruff: noqa: E741 — atoms are l and outputs O here; a branch at compile time is no expression
@@ -15,6 +19,8 @@ from ._triton_common import (
     LOG2_E,
     LOWEST,
     normalise,
+    plain_bias,
+    project,
     repeat,
     small_dot,
     split_weight,
@@ -74,9 +80,7 @@ def forward_gather(
     acc = tl.zeros([HP, DH], tl.float32)
     for k0 in range(0, SLOTS, BN):
         live, p, k, v, _, _ = _slots(k0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS)
-        _, rstd = normalise(p, eps, C, CP)
-        bias = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, BN // PARTS, HP, 2]), 3) * rstd[:, :, None]
-        s = tl.sum(k * q[None, :, :], 2) + tl.reshape(bias, [BN, HP])
+        s = tl.sum(k * q[None, :, :], 2) + tl.reshape(plain_bias(p, w2, eps, C, CP, HP), [BN, HP])
         s = tl.where(live[:, None], s, LOWEST)
         m_new = tl.maximum(m_i, tl.max(s, 0))
         a = tl.exp2(s - m_new[None, :])
@@ -92,11 +96,14 @@ def forward_gather(
 
 @triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])
 def backward_gather(
-    Q, K, V, P, W, GAMMA, IDX, MASK, O, DO, LSE, DQ, DK, DV, DP, DW, N, SLOTS, mask_per_item, scale, eps,
+    Q, K, V, P, W, GAMMA, IDX, MASK, O, DO, LSE, DELTA, DQ, DK, DV, DP, DW, N, SLOTS, mask_per_item, scale, eps,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
-    BN: tl.constexpr, PARTS: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
-    """One query x its slots: writes dQ, dp and its share of dWc, ``DW [B N, CP, HP]``; adds to dK and dV (fp32)."""
+    """One query x its slots: writes dQ, dp and its share of dWc, ``DW [B N, CP, HP]``.
+
+    Adds to dK and dV (fp32), or, not ATOMIC, leaves them and writes ``DELTA [B, N, H]`` for the kernel that makes them.
+    """
     l = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
     h = tl.arange(0, HP)
@@ -111,6 +118,8 @@ def backward_gather(
     do = tl.load(DO + off, mask=hd, other=0.0).to(tl.float32)
     delta = tl.sum(tl.load(O + off, mask=hd, other=0.0).to(tl.float32) * do, 1)
     lse = tl.load(LSE + (b * N + l) * H + h, mask=h < H, other=float("inf"))
+    if not ATOMIC:
+        tl.store(DELTA + (b * N + l) * H + h, delta, mask=h < H)
     atoms = b * N * (H * D)
     IDX += l * SLOTS
     MASK += (b * mask_per_item * N + l) * SLOTS
@@ -123,13 +132,14 @@ def backward_gather(
             k0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS
         )
         x, rstd = normalise(p, eps, C, CP)
-        bias = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, BN // PARTS, HP, 2]), 3) * rstd[:, :, None]
+        bias = project(p, x, w2, HP) * rstd[:, :, None]
         s = tl.sum(k * q[None, :, :], 2) * (scale * LOG2_E) + tl.reshape(bias, [BN, HP])
         a = tl.where(live[:, None], tl.exp2(s - lse[None, :]), 0.0)
         ds = a * (tl.sum(v * do[None, :, :], 2) - delta[None, :])
         dq += tl.sum(ds[:, :, None] * k, 0)
-        tl.atomic_add(DK + atoms + at, ds[:, :, None] * (q * scale)[None, :, :], mask=at_mask, sem="relaxed")
-        tl.atomic_add(DV + atoms + at, a[:, :, None] * do[None, :, :], mask=at_mask, sem="relaxed")
+        if ATOMIC:
+            tl.atomic_add(DK + atoms + at, ds[:, :, None] * (q * scale)[None, :, :], mask=at_mask, sem="relaxed")
+            tl.atomic_add(DV + atoms + at, a[:, :, None] * do[None, :, :], mask=at_mask, sem="relaxed")
         x = x * rstd[:, :, None]
         ds_p = tl.reshape(ds, [PARTS, BN // PARTS, HP]).to(ptype)
         g = small_dot(repeat(ds_p, wt.shape[0] // HP), wt)
@@ -140,3 +150,56 @@ def backward_gather(
         dw = weight_product(x.to(ptype), ds_p, dw)
     tl.store(DQ + off, (dq * scale).to(DQ.dtype.element_ty), mask=hd)
     tl.store(DW + (b * N + l) * (CP * HP) + c[:, None] * HP + h[None, :], total_weight(dw, CP, HP))
+
+
+@triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])
+def backward_gather_keys(
+    Q, K, V, P, W, GAMMA, HOLDERS, FIRST, MASK, DO, LSE, DELTA, DK, DV, N, SLOTS, mask_per_item, scale, eps,
+    H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """One key x the slots that hold it, always in the same order: writes dK and dV.
+
+    ``HOLDERS``: slots, as ``l SLOTS + k``, sorted by the atom they hold; ``FIRST [N + 1]``: where each atom's begin.
+    """
+    m = tl.program_id(0).to(tl.int64)
+    b = tl.program_id(1).to(tl.int64)
+    h = tl.arange(0, HP)
+    d = tl.arange(0, DH)
+    c = tl.arange(0, CP)
+    col = tl.arange(0, BN)
+    w2 = split_weight(W, GAMMA, LOG2_E, H, C, HP, CP, P.dtype.element_ty)
+    off = (b * N + m) * (H * D) + h[:, None] * D + d[None, :]
+    hd = (h < H)[:, None] & (d < D)[None, :]
+    k = tl.load(K + off, mask=hd, other=0.0).to(tl.float32) * (scale * LOG2_E)
+    v = tl.load(V + off, mask=hd, other=0.0).to(tl.float32)
+    Q += b * N * (H * D)
+    DO += b * N * (H * D)
+    LSE += b * N * H
+    DELTA += b * N * H
+    MASK += b * mask_per_item * N * SLOTS
+    P += b * N * SLOTS * C
+    dk = tl.zeros([HP, DH], tl.float32)
+    dv = tl.zeros([HP, DH], tl.float32)
+    last = tl.load(FIRST + m + 1)
+    for i0 in range(tl.load(FIRST + m), last, BN):
+        pair = tl.load(HOLDERS + i0 + col, mask=i0 + col < last, other=0).to(tl.int64)
+        live = (i0 + col < last) & (tl.load(MASK + pair, mask=i0 + col < last, other=0) != 0)
+        l = pair // SLOTS
+        at = l[:, None, None] * (H * D) + h[None, :, None] * D + d[None, None, :]
+        at_mask = live[:, None, None] & hd[None, :, :]
+        q = tl.load(Q + at, mask=at_mask, other=0.0).to(tl.float32)
+        do = tl.load(DO + at, mask=at_mask, other=0.0).to(tl.float32)
+        stat_mask = live[:, None] & (h < H)[None, :]
+        lse = tl.load(LSE + l[:, None] * H + h[None, :], mask=stat_mask, other=float("inf"))
+        delta = tl.load(DELTA + l[:, None] * H + h[None, :], mask=stat_mask, other=0.0)
+        p_at = tl.reshape(pair, [PARTS, BN // PARTS])[:, :, None] * C + c[None, None, :]
+        p_mask = tl.reshape(live, [PARTS, BN // PARTS])[:, :, None] & (c < C)[None, None, :]
+        p = tl.load(P + p_at, mask=p_mask, other=0.0)
+        bias = tl.reshape(plain_bias(p, w2, eps, C, CP, HP), [BN, HP])
+        a = tl.where(stat_mask, tl.exp2(tl.sum(q * k[None, :, :], 2) + bias - lse), 0.0)
+        ds = a * (tl.sum(do * v[None, :, :], 2) - delta)
+        dk += tl.sum(ds[:, :, None] * q, 0)
+        dv += tl.sum(a[:, :, None] * do, 0)
+    tl.store(DK + off, (dk * scale).to(DK.dtype.element_ty), mask=hd)
+    tl.store(DV + off, dv.to(DV.dtype.element_ty), mask=hd)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._band import BandPlan
 from ._remember import remembered
-from ._triton_config import Config, Sizes, backward_config, forward_config, pow2
+from ._triton_config import Config, Sizes, backward_config, forward_config, gather_config, pow2
 
 
 @dataclass(frozen=True)
@@ -181,43 +181,82 @@ def backward(
     return dq, dk, dv, dp, *_weight_gradients(dw_parts, problem)
 
 
-def forward_gather(problem: Problem, idx: Tensor) -> tuple[Tensor, Tensor]:
+def forward_gather(problem: Problem, idx: Tensor, config: Config | None = None) -> tuple[Tensor, Tensor]:
     """``(O [B, N, H, D], lse [B, N, H])`` over any neighbour table ``idx [N, K]``."""
     q = problem.q
     b, n, h, _, slots, _ = problem.sizes
+    config = config or gather_config("forward", problem.compiled_for, problem.arch)
     o = torch.empty_like(q)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
     _kernels("gather").forward_gather[(n, b)](
         q, problem.k, problem.v, problem.p, problem.weight, problem.gamma, idx, problem.mask, o, lse,
         n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **problem.dims(), **_gather_options(problem, 4096),
+        **problem.dims(), **config.gather_constants(), **config.options(),
     )  # fmt: skip
     return o, lse
 
 
+@dataclass(frozen=True)
+class Holders:
+    """A neighbour table inverted: ``slots`` as ``l K + k``, sorted by the atom that they hold; atom m's are those from
+    ``first[m]`` to ``first[m + 1]``. Slots that are dead in every batch item are left out."""
+
+    slots: Tensor
+    first: Tensor
+
+
+@remembered
+@torch.no_grad()
+def holders_of(neighbor_idx: Tensor, valid_mask: Tensor) -> Holders:
+    """4 bytes per live slot (8 from 2**31 slots on), and while it is made some 40."""
+    n = neighbor_idx.shape[0]
+    live = valid_mask if valid_mask.dim() == 2 else valid_mask.any(0)
+    slots = live.flatten().nonzero()[:, 0]
+    atoms, order = neighbor_idx.flatten()[slots].sort(stable=True)
+    first = torch.searchsorted(atoms, torch.arange(n + 1, device=atoms.device))
+    narrow = torch.int32 if live.numel() < 2**31 else torch.int64
+    return Holders(slots[order].to(narrow), first)
+
+
 def backward_gather(
-    problem: Problem, idx: Tensor, o: Tensor, lse: Tensor, grad_o: Tensor
+    problem: Problem,
+    idx: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    grad_o: Tensor,
+    *,
+    holders: Holders | None = None,
+    config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(dQ, dK, dV, dp, dgamma, dW)`` over any neighbour table; dK and dV are added up by atomics in fp32."""
+    """``(dQ, dK, dV, dp, dgamma, dW)`` over any neighbour table.
+
+    dK and dV are added up by atomics in fp32; deterministic, where the table comes inverted too, key by key from p read
+    a second time.
+    """
     q, p = problem.q, problem.p
-    b, n, _, _, slots, _ = problem.sizes
-    dims = problem.dims()
+    b, n, h, _, slots, _ = problem.sizes
+    config = config or gather_config("backward", problem.compiled_for, problem.arch)
+    tile = problem.dims() | config.gather_constants() | config.options()
+    shapes = (n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps)
+    kernels, atomic = _kernels("gather"), holders is None
     dq, dp = torch.empty_like(q), torch.empty_like(p)
-    dk, dv = (torch.zeros(q.shape, dtype=torch.float32, device=q.device) for _ in range(2))
-    dw_parts = torch.empty((b * n, dims["CP"], dims["HP"]), dtype=torch.float32, device=q.device)
-    _kernels("gather").backward_gather[(n, b)](
-        q, problem.k, problem.v, p, problem.weight, problem.gamma, idx, problem.mask, o, grad_o, lse, dq, dk, dv, dp,
-        dw_parts, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **dims, **_gather_options(problem, 2048),
+    if atomic:
+        dk, dv = (torch.zeros(q.shape, dtype=torch.float32, device=q.device) for _ in range(2))
+    else:
+        dk, dv = torch.empty_like(problem.k), torch.empty_like(problem.v)
+    delta = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
+    dw_parts = torch.empty((b * n, tile["CP"], tile["HP"]), dtype=torch.float32, device=q.device)
+    weights = (problem.weight, problem.gamma)
+    kernels.backward_gather[(n, b)](
+        q, problem.k, problem.v, p, *weights, idx, problem.mask, o, grad_o, lse, delta, dq, dk, dv, dp, dw_parts,
+        *shapes, **tile, ATOMIC=atomic,
     )  # fmt: skip
+    if holders is not None:
+        kernels.backward_gather_keys[(n, b)](
+            q, problem.k, problem.v, p, *weights, holders.slots, holders.first, problem.mask, grad_o, lse, delta,
+            dk, dv, *shapes, **tile,
+        )  # fmt: skip
     return dq, dk.to(q.dtype), dv.to(q.dtype), dp, *_weight_gradients(dw_parts, problem)
-
-
-def _gather_options(problem: Problem, elements: int) -> dict[str, int]:
-    """64 slots a tile, or as many as keep a gathered tile of keys at so many ``elements``, and in registers."""
-    dims = problem.dims()
-    slots = max(16, min(64, elements // (dims["HP"] * dims["DH"])))
-    return {"BN": slots, "PARTS": 1 if slots < 64 else 4, "num_warps": 4, "num_stages": 1}
 
 
 def _weight_gradients(dw_parts: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -23,15 +23,16 @@ N·K exists beside p and dp. With x̂ the normalised row and G = dS·Wcᵀ: dp =
 takes 75 % of the limit that p's bytes set; the backward 35 %, bound by shared memory: a pair's numbers change layout
 six times between its products, two programs to a multiprocessor.
 
-*Index*: a band in order runs as above, masks read only where the band has holes; any other table runs through a gather
-kernel (``_triton_gather``), bound by the cache that K and V rows come from.
+*Index*: a band in order runs as above, masks read only where the band has holes; any other table runs through gather
+kernels (``_triton_gather``), bound by the cache that K and V rows come from. There it is dK and dV that are shared, by
+fp32 atomics; under ``torch.use_deterministic_algorithms`` the table is inverted (4 bytes a slot) and a second kernel
+walks over the slots of each key in their order. So in either mode two runs then agree to the bit in every gradient.
 
 On a CPU the kernels run in Triton's interpreter only: for tests.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -135,12 +136,8 @@ def atom_attention_backward(
     plan = _band_or_none(neighbor_idx, valid_mask)
     if plan is not None:
         return launch.backward(problem, plan, o, lse, grad_o, deterministic=deterministic)
-    if deterministic:
-        reason = "deterministic backward: an index that is a band in order is required, another table was found"
-        if not torch.is_deterministic_algorithms_warn_only_enabled():
-            raise UnsupportedError([reason], who=_WHO)
-        warnings.warn(f"{_WHO}: {reason}; dK and dV are added up in any order", stacklevel=2)
-    return launch.backward_gather(problem, neighbor_idx.contiguous(), o, lse, grad_o)
+    holders = launch.holders_of(neighbor_idx, valid_mask) if deterministic else None
+    return launch.backward_gather(problem, neighbor_idx.contiguous(), o, lse, grad_o, holders=holders)
 
 
 @atom_attention_backward.register_fake
