@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -11,16 +9,7 @@ from typer.testing import CliRunner
 
 from reports.__main__ import app
 from tests import records_factory as make
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
-QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")  # fmt: skip
-
-
-def unavailable(why: str) -> None:
-    if os.environ.get("CI") == "true" or os.environ.get("REQUIRE_BROWSER") == "1":
-        pytest.fail(f"a browser is required here: {why}")
-    pytest.skip(why)
+from tests.browser import Visit, unavailable
 
 
 def test_a_missing_browser_skips_here_and_fails_where_one_is_required(monkeypatch):
@@ -34,21 +23,6 @@ def test_a_missing_browser_skips_here_and_fails_where_one_is_required(monkeypatc
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        unavailable("needs the package playwright, found none")
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        unavailable(f"needs one of {', '.join(BROWSERS)} on PATH, found none")
-    with sync_playwright() as p:
-        started = p.chromium.launch(executable_path=path, args=list(QUIET))
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
 def url(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("page")
     gpu = [
@@ -59,25 +33,6 @@ def url(tmp_path_factory) -> str:
     result = CliRunner().invoke(app, [str(folder / "r.jsonl"), "--out", str(folder / "out")])
     assert result.exit_code == 0, result.output
     return (folder / "out" / "index.html").as_uri()
-
-
-class Visit:
-    """One page load: what it asked for, what it complained of."""
-
-    def __init__(self, browser, url: str, *, width: int = 1440, scheme: str = "light", **context: object) -> None:
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **context)
-        self.context.set_offline(True)
-        self.page = self.context.new_page()
-        self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.on("requestfailed", lambda r: self.complaints.append(f"failed: {r.url}"))
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        self.page.goto(url)
-
-    def close(self) -> None:
-        self.context.close()
 
 
 @pytest.fixture
