@@ -1,0 +1,36 @@
+// The C interface of the fused kernels; compiled by _cpu_library.py at first use.
+#include "_cpu_backward.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+// Pages of 2 MiB for a large fresh tensor: one page fault instead of 512, where the system allows it.
+static void advise_large_pages(void* start, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t page = 4096;
+  uintptr_t from = ((uintptr_t)start + page - 1) / page * page, to = ((uintptr_t)start + bytes) / page * page;
+  if (to > from + (8u << 20)) madvise((void*)from, to - from, MADV_HUGEPAGE);
+#endif
+}
+
+extern "C" int64_t work_floats(const Call* c, int32_t with_gradient) {
+  if (!with_gradient) return ForwardWork::shared_floats(*c) + c->threads * Scratch::floats(*c);
+  index_t floats = BackwardWork::shared_floats(*c);
+  for (index_t i = 0; i < c->threads; ++i) floats += BackwardScratch::floats(*c) + 2 * Chunk(*c, i).sum_floats(*c);
+  return floats;
+}
+
+extern "C" void run_forward(const Call* c) {
+  bool usual = c->channels == LANES;
+  if (c->pair_is_bfloat16) usual ? forward<LANES, uint16_t>(*c) : forward<0, uint16_t>(*c);
+  else usual ? forward<LANES, float>(*c) : forward<0, float>(*c);
+}
+
+extern "C" void run_backward(const Call* c) {
+  bool usual = c->channels == LANES;
+  size_t pairs = (size_t)c->batch * c->atoms * c->slots * c->channels;
+  if (c->dp) advise_large_pages(c->dp, pairs * (c->pair_is_bfloat16 ? 2 : 4));
+  if (c->pair_is_bfloat16) usual ? backward<LANES, uint16_t>(*c) : backward<0, uint16_t>(*c);
+  else usual ? backward<LANES, float>(*c) : backward<0, float>(*c);
+}

@@ -1,0 +1,98 @@
+// LayerNorm and projection of pairs, sixteen slots of a row at a time.
+#pragma once
+
+#include "_cpu_tiles.h"
+
+static inline float widen(uint16_t x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+static inline float widen(float x) { return x; }
+
+// Sixteen slots by channel: x[c] holds channel c of all of them, less their mean; and 1/√(variance + ε).
+// C: the channels, where the compiler may know them; else 0, and x lies in memory.
+template <int C>
+struct Slots {
+  vec x[C];
+  vec rstd, mean;
+};
+
+template <int C, class T>
+static inline void read_slots(const T* p, index_t count, index_t channels, vec* x) {
+  if (C == LANES && sizeof(T) == 4 && count >= LANES) {
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; ++j) x[j] = load((const float*)p + j * LANES);
+    transpose(x);
+    return;
+  }
+  for (index_t c = 0; c < channels; ++c) {
+    float at[LANES] = {};
+    for (index_t j = 0; j < std::min<index_t>(count, LANES); ++j) at[j] = widen(p[j * channels + c]);
+    x[c] = load(at);
+  }
+}
+
+template <int C>
+static inline void normalise(vec* x, index_t channels, float eps, vec& mean, vec& rstd) {
+  const index_t n = C ? C : channels;
+  vec total = {}, square = {};
+#pragma GCC unroll 16
+  for (index_t c = 0; c < n; ++c) total += x[c];
+  mean = total * (1.f / n);
+#pragma GCC unroll 16
+  for (index_t c = 0; c < n; ++c) {
+    x[c] -= mean;
+    square += x[c] * x[c];
+  }
+  vec variance = square * (1.f / n) + eps;
+#pragma GCC unroll 16
+  for (int j = 0; j < LANES; ++j) rstd[j] = 1.f / std::sqrt(variance[j]);
+}
+
+template <int C>
+static inline vec project(const vec* x, const float* weight, index_t channels) {
+  const index_t n = C ? C : channels;
+  vec even = {}, odd = {};
+  index_t c = 0;
+#pragma GCC unroll 16
+  for (; c + 1 < n; c += 2) {
+    even += x[c] * weight[c];
+    odd += x[c + 1] * weight[c + 1];
+  }
+  if (c < n) even += x[c] * weight[c];
+  return even + odd;
+}
+
+// Which of sixteen slots are live: the first `count`, and of those the mask's.
+static inline ivec live_slots(const uint8_t* mask, index_t count) {
+  ivec live = first_lanes(count);
+  if (mask) {
+    int32_t set[LANES] = {};
+    for (index_t j = 0; j < std::min<index_t>(count, LANES); ++j) set[j] = mask[j] ? -1 : 0;
+    ivec m;
+    std::memcpy(&m, set, sizeof m);
+    live &= m;
+  }
+  return live;
+}
+
+// scores[h][row − first][atom − origin] = scale · bias of every slot inside the hull, −inf where it is dead; up to 15
+// columns behind the hull are −inf too. weight is scaled already.
+template <int C, class T>
+static inline void bias_of_row(const Call& c, const T* p, const uint8_t* mask, index_t row, const float* weight,
+                               float* scores, index_t head_stride, vec* scratch) {
+  index_t slot = c.start[row] - c.base[row], end = c.stop[row] - c.base[row];
+  for (; slot < end; slot += LANES, scores += LANES) {
+    vec known[C ? C : 1];
+    vec *x = C ? known : scratch, mean, rstd;
+    read_slots<C>(p + slot * c.channels, end - slot, c.channels, x);
+    normalise<C>(x, c.channels, c.eps, mean, rstd);
+    ivec live = live_slots(mask ? mask + slot : nullptr, end - slot);
+    for (index_t h = 0; h < c.heads; ++h) {
+      vec bias = project<C>(x, weight + h * c.channels, c.channels) * rstd;
+      store(scores + h * head_stride, live ? bias : splat(MINUS_INF));
+    }
+  }
+}

@@ -1,0 +1,163 @@
+"""One fused pass on the CPU: LayerNorm, projection, scores, softmax and both products, tile by tile in C++.
+
+Idea: in a band the neighbours of 24 query rows lie in one slice of atoms. For such a tile the pair bias goes straight
+from p to where its scores will be, sixteen slots at a time (transposed in registers, so that LayerNorm's sums over the
+channels are plain additions); products, softmax and the sum over values follow while the tile is in cache. Each thread
+takes a stretch of rows. FlashAttention's recomputation (Dao et al., arXiv:2205.14135) gives the backward pass: weights
+are made anew from the saved log-sum-exp; p is read once, dp written once, dK and dV summed per thread, then over
+threads, so that there are no atomics and the same call gives the same bits.
+
+The kernels (``_cpu_*.h``) are written in the compilers' portable vector extensions and compiled for the processor at
+first use, some seconds once per machine. Arithmetic is float32. p that is not contiguous is copied first.
+
+Cost: the operation's FLOPs times S / K for the products over a span of S = K + 24 + a vector; bytes as any
+implementation. Peak above the inputs: outputs, packed copies of K and V, and per thread a tile of scores.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+from ._backend import Backend, Cost, Mode, Shape
+from ._band import BandPlan, band_plan
+from ._cpu_library import Call, compiler_reasons, library
+from ._registry import require
+
+_TILE = 24  # query rows of a tile, as in _cpu_tiles.h
+_LANES = 16
+
+
+class CpuFusedBlock(AtomTransformerBlock):
+    """The layer on fused C++ kernels; needs a band (see :func:`variants.band_plan`)."""
+
+    @torch.compiler.disable
+    def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
+        require(BACKEND, self, Q, K, V, p)
+        plan = band_plan(neighbor_idx, valid_mask)
+        norm, weight = self.norm_pair, self.pair_bias.weight
+        with torch.autocast("cpu", enabled=False):
+            return _FusedAttention.apply(Q, K, V, p, norm.weight, norm.bias, weight, norm.eps, plan, valid_mask)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """O = softmax(Q·Kᵀ/√D + bias(p)) · V over the band."""
+
+    @staticmethod
+    def forward(ctx: Any, Q, K, V, p, gamma, beta, weight, eps, plan, mask) -> Tensor:
+        batch, n_atom, heads, _ = Q.shape
+        out = torch.empty(Q.shape, dtype=torch.float32)
+        lse = torch.empty(batch, heads, n_atom) if any(ctx.needs_input_grad) else None
+        _run("forward", Q, K, V, p, _folded(gamma, weight), plan, mask, eps, out=out, lse=lse)
+        ctx.save_for_backward(Q, K, V, p, gamma, beta, weight, mask, out, lse)
+        ctx.eps, ctx.plan = eps, plan
+        return out.to(Q.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        Q, K, V, p, gamma, beta, weight, mask, out, lse = ctx.saved_tensors
+        dQ, dK, dV = (torch.empty(Q.shape, dtype=torch.float32) for _ in range(3))
+        dp = torch.empty(p.shape, dtype=p.dtype) if ctx.needs_input_grad[3] else None
+        moment = torch.empty(weight.shape, dtype=torch.float32)
+        given = {"out": out, "lse": lse, "grad": grad_out.float().contiguous()}
+        made = {"dq": dQ, "dk": dK, "dv": dV, "moment": moment, "dp": dp}
+        _run("backward", Q, K, V, p, _folded(gamma, weight), ctx.plan, mask, ctx.eps, **given, **made)
+        # γ and W meet the pairs as a product, so both gradients come from one moment; β's part of dW is Σ dS = 0
+        dgamma, dweight = (weight * moment).sum(0), gamma * moment
+        return (
+            dQ.to(Q.dtype),
+            dK.to(K.dtype),
+            dV.to(V.dtype),
+            dp,
+            dgamma.to(gamma.dtype),
+            torch.zeros_like(beta),
+            dweight.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _folded(gamma: Tensor, weight: Tensor) -> Tensor:
+    """W·γ [H, C] centred over C: LayerNorm's mean and β drop out of the softmax."""
+    folded = gamma.float() * weight.float()
+    return folded - folded.mean(1, keepdim=True)
+
+
+def _run(
+    what: str,
+    Q: Tensor,
+    K: Tensor,
+    V: Tensor,
+    p: Tensor,
+    weight: Tensor,
+    plan: BandPlan,
+    mask: Tensor,
+    eps: float,
+    **others: Tensor | None,
+) -> None:
+    """Call the kernel ``forward`` or ``backward``; ``others`` by their names in ``Call``, contiguous."""
+    items = mask if mask.dim() == 3 else mask[None]
+    tensors = {
+        **{name: x.float().contiguous() for name, x in (("q", Q), ("k", K), ("v", V))},
+        **{"p": p.contiguous(), "weight": weight.contiguous()},
+        **{"base": plan.base, "start": plan.start, "stop": plan.stop},
+        **{"mask": items.contiguous() if plan.has_holes else None},
+        **others,
+    }
+    batch, n_atom, heads, dim = Q.shape
+    threads = _threads(n_atom)
+    call = Call(batch, n_atom, p.shape[2], heads, dim, p.shape[3], threads, len(items))
+    for name, tensor in tensors.items():
+        setattr(call, name, None if tensor is None else tensor.data_ptr())
+    call.eps, call.pair_is_bfloat16 = eps, p.dtype == torch.bfloat16
+    kernels = library()
+    work = torch.empty(kernels.work_floats(byref(call), what == "backward"))
+    call.work = work.data_ptr()
+    getattr(kernels, f"run_{what}")(byref(call))
+
+
+def probe(device: str) -> list[str]:
+    """The compiler, where it is missing."""
+    return compiler_reasons()
+
+
+def cost(shape: Shape, mode: Mode) -> Cost:
+    """See the module's docstring."""
+    span = shape.n_neighbor + _TILE + _LANES
+    products = 4 * shape.batch * shape.n_atom * span * shape.heads * shape.head_dim
+    project = 2 * shape.n_pairs * (shape.heads + 2) * shape.c_pair
+    item = 4 * shape.n_atom * shape.heads * shape.head_dim  # one batch item of Q, in float32
+    widened = 4 * item * shape.batch if shape.itemsize != 4 else 0  # Q, K, V, and O or its gradient
+    tile = 4 * shape.heads * _TILE * (span + 2 * _TILE + shape.head_dim)
+    threads = _threads(shape.n_atom)
+    if mode == "fwd":
+        peak = 2 * item + threads * tile + item * shape.batch + widened
+        return Cost(products + project, shape.p_bytes + 10 * shape.atom_bytes, peak)
+    sums = 2 * (item + 4 * threads * span * shape.heads * shape.head_dim)
+    peak = 3 * item + sums + threads * tile + 4 * item * shape.batch + widened + shape.p_bytes
+    return Cost(7 * products // 2 + 4 * project, 3 * shape.p_bytes + 30 * shape.atom_bytes, peak)
+
+
+def _threads(n_atom: int) -> int:
+    """As many as torch may use, and no more than there are tiles."""
+    return max(1, min(torch.get_num_threads(), -(-n_atom // _TILE)))
+
+
+BACKEND = Backend(
+    block=CpuFusedBlock,
+    summary="one fused C++ pass per tile of 24 atoms: LayerNorm, projection, softmax, both products; own backward",
+    devices=("cpu",),
+    dtypes=(torch.float32, torch.bfloat16),
+    cost=cost,
+    backward=("cpu",),
+    needs_band=True,
+    probe=probe,
+)
