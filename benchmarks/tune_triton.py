@@ -189,7 +189,7 @@ def limits(prob, bandwidth):
     return (p + 4 * atoms) / bandwidth * 1e3, (2 * p + 8 * atoms) / bandwidth * 1e3
 
 
-def time_all(sizes, good_f, good_b, bandwidth, flush, out):
+def clock_all(sizes, good_f, good_b, bandwidth, flush, out):
     import torch
 
     from variants._triton_launch import backward, forward
@@ -313,7 +313,7 @@ def main() -> int:
     print(f"{out['device']}: copy {out['copy_bytes_per_s'] / 1e12:.2f} TB/s", flush=True)
     good_f, good_b = check(FORWARD, BACKWARD, args.dtypes, out)
     try:
-        time_all(args.sizes, good_f, good_b, out["copy_bytes_per_s"], flush, out)
+        clock_all(args.sizes, good_f, good_b, out["copy_bytes_per_s"], flush, out)
     finally:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "tuning.json").write_text(json.dumps(out, indent=1))

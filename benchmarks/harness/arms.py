@@ -77,6 +77,8 @@ def unavailable(spec: str, problem: Problem) -> list[str]:
 
     if is_file(spec) or spec == INDEX_BACKEND:
         return []
+    if spec not in variants.names():  # asv's list of backends is today's, the code may be older
+        return [f"backend: {spec} is required, this code has {', '.join(variants.names())}"]
     return variants.why_unavailable(
         spec, device=problem.device, dtype=problem.dtype, backward=problem.mode != "fwd", band=True
     )

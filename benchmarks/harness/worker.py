@@ -144,12 +144,20 @@ def _kernel(channel: Channel, *, kernel: str, arch: int, dtype: str) -> None:
     channel.emit({"event": "kernel", "found": inspect(kernel, arch, dtype)})
 
 
+def _kernel(channel: Channel, *, kernel: str, arch: int, dtype: str) -> None:
+    from .kernels import inspect
+
+    channel.note(kernel, "compile")
+    channel.emit({"event": "kernel", "found": inspect(kernel, arch, dtype)})
+
+
 _SERVE = {
     "availability": _availability,
     "group": _group,
     "ceilings": _ceilings,
     "describe": _describe,
     "devices": _devices,
+    "kernel": _kernel,
     "kernel": _kernel,
 }
 
