@@ -195,7 +195,12 @@ def axes(
 
 def settings(**values: Any) -> Settings:
     """A sweep's settings; the command line as typed is part of every record."""
-    return Settings(argv=tuple(sys.argv), **values)
+    return Settings(argv=command_line(), **values)
+
+
+def command_line() -> tuple[str, ...]:
+    """The command as typed."""
+    return tuple(sys.argv)
 
 
 def out_path(out: Path) -> Path:

@@ -58,11 +58,12 @@ PHASE_LIMITS_S = {
     "memory": 120.0,
     "timing": 120.0,
     "graph": 120.0,
+    "profile": 120.0,
 }
 
 
 @dataclass
-class _Arm:
+class Arm:
     """A backend on its way through the phases."""
 
     name: str
@@ -157,14 +158,14 @@ class Group:
 
     # -- one backend at a time ---------------------------------------------------------------------
 
-    def _prepare(self, name: str) -> _Arm | None:
+    def _prepare(self, name: str) -> Arm | None:
         from . import gate
 
         assert self._inputs is not None
         assert self._expected is not None
         with self._guard(name):
             self._enter(name, "first call")
-            arm = _Arm(name, Case(self._inputs, arms.converted(name, self._inputs.module)))
+            arm = Arm(name, Case(self._inputs, arms.converted(name, self._inputs.module)))
             arm.first_call_ms = self._milliseconds(arm.case)
             self._enter(name, "gate")
             arm.gate = gate.check(arm.case, self._expected)
@@ -222,7 +223,7 @@ class Group:
 
     # -- all backends together ---------------------------------------------------------------------
 
-    def _time(self, ready: list[_Arm]) -> Interleaved | None:
+    def _time(self, ready: list[Arm]) -> Interleaved | None:
         """Interleave what passed the gate; an arm that fails now is out, and the others start again."""
         while ready:
             calls: dict[str, Callable[[], object]] = {arm.name: arm.case for arm in ready}
@@ -255,7 +256,7 @@ class Group:
                 ready[:] = [arm for arm in ready if arm.name != running]
         return None
 
-    def _apart(self, arm: _Arm) -> dict[str, list[float]]:
+    def _apart(self, arm: Arm) -> dict[str, list[float]]:
         """On CUDA: samples with a warm cache and, of a forward, replays of its CUDA graph; not interleaved."""
         import torch
 
@@ -276,7 +277,7 @@ class Group:
         torch.cuda.empty_cache()
         return found
 
-    def _finish(self, ready: list[_Arm], timed: Interleaved | None) -> None:
+    def _finish(self, ready: list[Arm], timed: Interleaved | None) -> None:
         """Look at what the last timed call of each made, then send all good cells in one event."""
         from . import gate
 
@@ -297,7 +298,7 @@ class Group:
                 cells.append(self._good(arm, timed))
         self._emit({"event": "cells", "cells": cells})
 
-    def _good(self, arm: _Arm, timed: Interleaved | None) -> dict[str, Any]:
+    def _good(self, arm: Arm, timed: Interleaved | None) -> dict[str, Any]:
         timing = None if timed is None else _timing(arm, timed)
         limit = None if timing is None else self._limit(timing.median_ms)
         return {
@@ -349,7 +350,7 @@ class Group:
             check_device(self.problem.device)
 
 
-def _timing(arm: _Arm, timed: Interleaved) -> Timing:
+def _timing(arm: Arm, timed: Interleaved) -> Timing:
     samples = timed.samples[arm.name]
     interval = median_interval(samples)
     return Timing(

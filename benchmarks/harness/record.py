@@ -228,7 +228,7 @@ class BadLine:
     why: str
 
 
-def append(path: Path, records: Iterable[Record]) -> None:
+def append(path: Path, records: Iterable[BaseModel]) -> None:
     """Append records to ``path`` under a lock, in one write, and sync it.
 
     A kill leaves all of them or the first few and at most one unfinished line, which :func:`read`

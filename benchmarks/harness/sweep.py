@@ -155,7 +155,7 @@ class Sweep:
         for record in read(out):
             if record.status in self.settings.retry:
                 known.pop(record.key, None)
-            elif _place(record.provenance.model_dump()) == _place(self.host.describe(record.problem.device)):
+            elif place_of(record.provenance.model_dump()) == place_of(self.host.describe(record.problem.device)):
                 known[record.key] = record
         return known
 
@@ -337,5 +337,6 @@ def _without(group: Group, known: dict[str, Record]) -> Group:
     return replace(group, backends=tuple(spec for spec in group.backends if _key(group, spec) not in known))
 
 
-def _place(provenance: dict[str, Any]) -> tuple:
+def place_of(provenance: dict[str, Any]) -> tuple:
+    """What must be equal for a record on file to count as done: commit, sources and machine."""
     return tuple(provenance[name] for name in ("commit", "code", "machine", "gpu"))

@@ -14,10 +14,13 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .process import NOTE_BYTES
 from .record import Problem
+
+if TYPE_CHECKING:
+    from .measure import Group
 
 POISONED_EXIT = 3
 _PR_SET_PDEATHSIG = 1
@@ -75,12 +78,29 @@ def _die_first(parent: int) -> None:
 def _group(
     channel: Channel, *, problem: dict, source: str | None, backends: list[str], options: dict, ceilings: dict | None
 ) -> None:
-
-    from .device import state
-    from .failures import DevicePoisoned
     from .measure import Group, Options
 
     asked = Problem.model_validate(problem)
+    _run(channel, asked, Group(asked, source, Options(**options), ceilings, channel.emit, channel.note), backends)
+
+
+def _profile(
+    channel: Channel, *, problem: dict, source: str | None, backends: list[str], options: dict, ceilings: dict | None,
+    traces: dict[str, str],
+) -> None:  # fmt: skip
+    from .measure import Options
+    from .profiling import Profiling
+
+    asked = Problem.model_validate(problem)
+    group = Profiling(asked, source, Options(**options), ceilings, channel.emit, channel.note, traces)
+    _run(channel, asked, group, backends)
+
+
+def _run(channel: Channel, asked: Problem, group: Group, backends: list[str]) -> None:
+    """Run a group of one kind or another on a tidy heap; a lost device ends the process."""
+    from .device import state
+    from .failures import DevicePoisoned
+
     gc.unfreeze()
     gc.collect()  # what the group before held
     gc.freeze()  # the libraries' own million objects: each full collection while measuring would walk them again
@@ -90,7 +110,7 @@ def _group(
         torch.cuda.empty_cache()
     before = state(asked.device)
     try:
-        Group(asked, source, Options(**options), ceilings, channel.emit, channel.note).run(tuple(backends))
+        group.run(tuple(backends))
     except DevicePoisoned as e:
         print(f"the CUDA context no longer works, this process ends: {e}", file=sys.stderr, flush=True)
         os._exit(POISONED_EXIT)
@@ -154,6 +174,7 @@ def _kernel(channel: Channel, *, kernel: str, arch: int, dtype: str) -> None:
 _SERVE = {
     "availability": _availability,
     "group": _group,
+    "profile": _profile,
     "ceilings": _ceilings,
     "describe": _describe,
     "devices": _devices,
