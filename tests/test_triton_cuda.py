@@ -1,0 +1,300 @@
+"""The fused Triton backend on a GPU: what its interpreter cannot show. Skipped where there is none.
+
+Kernels are compiled here, a few seconds for each combination of dtype and sizes, so every combination earns its place.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import variants
+from tests.seam import Seam, scattered, seam
+from tests.variant_cases import CASES, PARAMETERS, answer, errors, problem, reference
+from variants import triton_fused
+from variants._op import attention_reference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# fp32 products are three tf32 products each; in half precision it is the results' own rounding
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# where digits cancel: in a p of mean 100, in a softmax that is one slot's, in sums over all pairs
+ILL_CONDITIONED = {"large_offset": 20.0, "large_bias": 20.0}
+WEIGHTS = 5.0
+USUAL = (4, 32, 16)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Whatever is allocated without being written is NaN, and what runs by default is the atomic backward."""
+    garbage = torch.full((1 << 24,), torch.nan, device="cuda")
+    del garbage  # the allocator hands out its blocks again
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def _cells():
+    """Every case in fp32 and fp16, and what differs in kind in bf16 and in the deterministic backward."""
+    kinds = ("two_chains", "random_holes", "unsorted")
+    for name, case in CASES.items():
+        for dtype in DTYPES:
+            if (case.half or dtype == torch.float32) and (name in kinds or dtype != torch.bfloat16):
+                for deterministic in (False, True) if name in kinds and dtype != torch.float16 else (False,):
+                    label = f"{name}-{str(dtype).removeprefix('torch.')}{'-deterministic' * deterministic}"
+                    yield pytest.param(name, dtype, deterministic, id=label)
+
+
+@pytest.mark.parametrize(("case", "dtype", "deterministic"), list(_cells()))
+def test_every_case_agrees_with_the_reference(case: str, dtype: torch.dtype, deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    given = problem(case, dtype, "cuda")
+    got = answer(variants.convert(given.block, "triton_fused"), given)
+    found = errors(got, reference(case, dtype))
+    limit = TOLERANCE[dtype] * ILL_CONDITIONED.get(case, 1.0)
+    weights = {f"d{name}" for name in PARAMETERS}
+    assert all(e <= limit * (WEIGHTS if name in weights else 1.0) for name, e in found.items()), found
+    assert not got["dnorm_pair.bias"].any()
+    assert not got["dp"][~given.valid_mask.expand(got["dp"].shape[:3])].any()
+
+
+def on_gpu(made: Seam, dtype: torch.dtype, pair_dtype: torch.dtype | None = None) -> Seam:
+    """The same problem in these dtypes, its weights in fp32."""
+    pair_dtype = pair_dtype or dtype
+    inputs = tuple(
+        x.detach().cuda().to(pair_dtype if i == 3 else dtype).requires_grad_() for i, x in enumerate(made.inputs)
+    )
+    return Seam(made.block.cuda(), inputs, made.neighbor_idx.cuda(), made.valid_mask.cuda())
+
+
+def fused(made: Seam, inputs: tuple[Tensor, ...] | None = None) -> Tensor:
+    block = variants.convert(made.block, "triton_fused")
+    return block._attend(*(inputs or made.inputs), made.neighbor_idx, made.valid_mask)
+
+
+def gradients(made: Seam, out: Tensor, grad_o: Tensor) -> list[Tensor]:
+    weights = (made.block.norm_pair.weight, made.block.pair_bias.weight)
+    return list(torch.autograd.grad(out, [*made.inputs, *weights], grad_o))
+
+
+def worst(made: Seam) -> dict[str, float]:
+    """Relative error norms of O and all gradients against float64."""
+    torch.manual_seed(1)
+    out = fused(made)
+    grad_o = torch.randn_like(out)
+    got = [out.detach(), *gradients(made, out, grad_o)]
+    norm, weight = made.block.norm_pair, made.block.pair_bias.weight
+    exact = [x.detach().double().requires_grad_() for x in (*made.inputs, norm.weight, norm.bias, weight)]
+    want_o = attention_reference(*exact, made.neighbor_idx, made.valid_mask, norm.eps)
+    want = torch.autograd.grad(want_o, [x for i, x in enumerate(exact) if i != 5], grad_o.double())
+    names = ("O", "dQ", "dK", "dV", "dp", "dgamma", "dW")
+    pairs = zip(names, got, (want_o.detach(), *want), strict=True)
+    return {name: float((g.double() - w).norm() / w.norm()) for name, g, w in pairs}
+
+
+def hold(found: dict[str, float], dtype: torch.dtype) -> None:
+    limit = TOLERANCE[dtype]
+    assert all(e <= limit * (WEIGHTS if name in ("dgamma", "dW") else 1.0) for name, e in found.items()), found
+
+
+SIZES = [
+    *((torch.bfloat16, size) for size in [(1, 8, 4), (3, 24, 5), (8, 32, 16), (4, 32, 64), (16, 32, 32), (16, 64, 64)]),
+    *((torch.float16, size) for size in [(2, 64, 16), (1, 64, 64)]),
+    *((torch.float32, size) for size in [(3, 24, 5), (8, 32, 16)]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES, ids=lambda x: str(x).removeprefix("torch.").replace(", ", "-"))
+def test_sizes(dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    heads, head_dim, channels = size
+    made = on_gpu(seam(203, 61, heads=heads, head_dim=head_dim, channels=channels), dtype)
+    assert triton_fused._band_or_none(made.neighbor_idx, made.valid_mask) is not None
+    hold(worst(made), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("holes", [False, True])
+def test_usual_sizes_over_many_tiles(dtype: torch.dtype, holes: bool) -> None:
+    """N and K that nothing divides, a dead row, two items; with ``holes`` a mask per item."""
+    heads, head_dim, channels = USUAL
+    shape = {"batch": 2, "heads": heads, "head_dim": head_dim, "channels": channels}
+    hold(worst(on_gpu(seam(1031, 433, item_masks=holes, **shape), dtype)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_gather_mode(dtype: torch.dtype, deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(deterministic)
+    heads, head_dim, channels = USUAL
+    shape = {"heads": heads, "head_dim": head_dim, "channels": channels}
+    made = on_gpu(seam(403, 97, batch=2, index=scattered, item_masks=True, **shape), dtype)
+    assert triton_fused._band_or_none(made.neighbor_idx, made.valid_mask) is None
+    hold(worst(made), dtype)
+
+
+def test_half_activations_with_single_pairs() -> None:
+    made = on_gpu(seam(203, 61, heads=4, head_dim=32, channels=16), torch.float16, torch.float32)
+    hold(worst(made), torch.float16)
+
+
+@pytest.mark.parametrize("index", ["band", "holes", "scattered"])
+def test_deterministic_gradients_are_equal_to_the_bit(index: str) -> None:
+    """Every gradient, over three runs. The atomic ones agree with them to rounding."""
+    heads, head_dim, channels = USUAL
+    kind = {"index": scattered} if index == "scattered" else {"item_masks": index == "holes"}
+    made = seam(1500, 230, batch=2, heads=heads, head_dim=head_dim, channels=channels, **kind)
+    made = on_gpu(made, torch.bfloat16)
+    grad_o = torch.randn_like(made.inputs[0])
+    runs = []
+    for deterministic in (True, True, True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        runs.append(gradients(made, fused(made), grad_o))
+    for again in runs[1:3]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
+    for exact, atomic in zip(runs[0], runs[3], strict=True):
+        assert float((exact.double() - atomic.double()).norm() / exact.double().norm()) < 5e-3
+
+
+def test_compiles_without_a_graph_break() -> None:
+    torch.compiler.reset()
+    made = on_gpu(seam(203, 61, heads=4, head_dim=32, channels=16), torch.bfloat16)
+    block = variants.convert(made.block, "triton_fused")
+
+    def loss(*given: Tensor) -> Tensor:
+        out = block._attend(*given, made.neighbor_idx, made.valid_mask)
+        return (out.float() ** 2).sum()
+
+    want = torch.autograd.grad(loss(*made.inputs), made.inputs)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*made.inputs), made.inputs)
+    for g, w in zip(got, want, strict=True):
+        assert float((g.double() - w.double()).norm() / w.double().norm()) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
+    """A block in fp32: linears give half precision, p stays as it came."""
+    made = seam(203, 61, heads=4, head_dim=32, channels=16)
+    with torch.no_grad():
+        for x in made.block.parameters():
+            x.mul_(0.1)  # scores of a few units
+    block = variants.convert(made.block.cuda(), "triton_fused")
+    index = (made.neighbor_idx.cuda(), made.valid_mask.cuda())
+    q, c = (torch.randn(1, 203, 128, device="cuda", requires_grad=True) for _ in range(2))
+    p = made.inputs[3].nan_to_num().cuda().requires_grad_()
+    exact = made.block(q, c, p, *index).detach()
+    with torch.autocast("cuda", dtype):
+        out = block(q, c, p, *index)
+    assert float((out.float() - exact).detach().norm() / exact.norm()) < 2e-2
+    out.float().square().sum().backward()
+    for x in (q, c, p, *block.parameters()):
+        assert x.grad is not None
+        assert x.grad.dtype == torch.float32
+        assert x.grad.isfinite().all()
+
+
+def test_checkpoint_gives_the_same_gradients() -> None:
+    torch.use_deterministic_algorithms(True)
+    made = on_gpu(seam(203, 61, heads=4, head_dim=32, channels=16), torch.bfloat16)
+    grad_o = torch.randn_like(made.inputs[0])
+    want = gradients(made, fused(made), grad_o)
+    out = checkpoint(lambda *given: fused(made, given), *made.inputs, use_reentrant=False)
+    assert isinstance(out, Tensor)
+    for g, w in zip(gradients(made, out, grad_o), want, strict=True):
+        assert torch.equal(g, w)
+
+
+@pytest.mark.parametrize("index", ["band", "scattered"])
+def test_opcheck(index: str) -> None:
+    """Deterministic: opcheck compares a traced backward with an eager one."""
+    torch.use_deterministic_algorithms(True)
+    kind = {"index": scattered} if index == "scattered" else {}
+    made = on_gpu(seam(40, 12, **kind), torch.float32)
+    norm, inputs = made.block.norm_pair, [x.detach().nan_to_num().requires_grad_() for x in made.inputs]
+    weights = [x.detach().requires_grad_() for x in (norm.weight, norm.bias, made.block.pair_bias.weight)]
+    arguments = (*inputs, *weights, made.neighbor_idx, made.valid_mask, norm.eps)
+    torch.library.opcheck(torch.ops.pallatom_bench.atom_attention.default, arguments)
+
+
+def test_replays_as_a_cuda_graph() -> None:
+    """Once warm, neither pass waits for the device."""
+    made = on_gpu(seam(203, 61, heads=4, head_dim=32, channels=16), torch.bfloat16)
+    grad_o = torch.randn_like(made.inputs[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        out = fused(made)
+        want = [out, *gradients(made, out, grad_o)]
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = fused(made)
+        got = [out, *gradients(made, out, grad_o)]
+    for t in got:
+        t.detach().fill_(torch.nan)
+    graph.replay()
+    for g, w in zip(got, want, strict=True):
+        assert float((g.detach().double() - w.detach().double()).norm() / w.detach().double().norm()) < 5e-3
+
+
+def test_strided_inputs_and_streams() -> None:
+    made = on_gpu(seam(203, 61, heads=4, head_dim=32, channels=16), torch.bfloat16)
+    want = fused(made)
+    strided = tuple(x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in made.inputs)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), torch.inference_mode():
+        got = fused(made, strided)
+    side.synchronize()
+    assert torch.equal(got, want)
+
+
+def _long_band(n: int, slots: int) -> tuple[Tensor, Tensor]:
+    """Residues of 14 atoms that see ``slots`` atoms around them, fewer at the ends."""
+    residue = torch.arange(n, device="cuda") // 14 * 14
+    start = (residue - slots // 2).clamp(min=0)
+    stop = (residue + slots // 2).clamp(max=n)
+    idx = start[:, None] + torch.arange(slots, device="cuda")
+    mask = idx < stop[:, None]
+    return idx.masked_fill_(~mask, 0), mask
+
+
+@pytest.mark.parametrize("mode", ["band", "gather"])
+def test_offsets_beyond_32_bits(mode: str) -> None:
+    """p holds 2.3e9 numbers: the first rows and the last against float64, and the memory that the forward takes."""
+    n, slots, (heads, head_dim, channels) = 330_000, 434, USUAL
+    if torch.cuda.mem_get_info()[0] < 30e9:
+        pytest.skip("needs 30 GB of free GPU memory")
+    idx, mask = _long_band(n, slots)
+    if mode == "gather":
+        idx = idx.roll(1, 1)
+        mask = mask.roll(1, 1)
+    block = variants.convert(
+        seam(11, 6, heads=heads, head_dim=head_dim, channels=channels).block, "triton_fused"
+    ).cuda()
+    torch.manual_seed(0)
+    Q, K, V, dO = (torch.randn(1, n, heads, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    p = torch.randn(1, n, slots, channels, device="cuda", dtype=torch.bfloat16)
+    assert p.numel() > 2**31
+    assert (triton_fused._band_or_none(idx, mask) is None) == (mode == "gather")
+    leaves = [x.requires_grad_() for x in (Q, K, V, p)]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = block._attend(*leaves, idx, mask)
+    extra = torch.cuda.max_memory_allocated() - before
+    assert extra <= 0.05 * p.numel() * p.element_size()
+    dq, dk, dv, dp = torch.autograd.grad(out, leaves, dO)
+    assert all(bool(t.isfinite().all()) for t in (dk, dv, dp[:, ::1009]))
+    for rows in (slice(0, 64), slice(n - 64, n)):
+        keys = slice(max(rows.start - slots, 0), min(rows.stop + slots, n))
+        local = torch.where(mask[rows], idx[rows] - keys.start, 0)
+        own = [
+            x.detach()[:, part].double().requires_grad_() for x, part in ((Q, rows), (K, keys), (V, keys), (p, rows))
+        ]
+        weights = [x.detach().double() for x in (block.norm_pair.weight, block.norm_pair.bias, block.pair_bias.weight)]
+        want = attention_reference(*own, *weights, local, mask[rows], block.norm_pair.eps)
+        want_q, want_p = torch.autograd.grad(want, [own[0], own[3]], dO[:, rows].double())
+        for got, exact in ((out[:, rows], want), (dq[:, rows], want_q), (dp[:, rows], want_p)):
+            error = float((got.detach().double() - exact.detach()).norm() / exact.detach().norm())
+            assert error <= TOLERANCE[torch.bfloat16], (rows, error)
