@@ -14,15 +14,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..harness import profiles
 from ..harness import sweep as harness
 from ..harness.host import Host
+from ..harness.measure import Options
 from ..harness.record import Record
 from . import check, doctor
 from . import console as show
 from . import options as opt
+from . import profile as profiling
 from . import sweep as sweeping
-from .programmes import Device, Programme, bench_programme, gpu_programme
+from .programmes import Device, Programme, Stage, bench_programme, gpu_programme
 
+PROFILE_S, PROFILE_SHARE = 45.0, 0.15  # kept back for the profiles: the lesser of both
 REPORT_S, REPORT_SHARE = 40.0, 0.15  # kept back from a budget for drawing the page: the lesser of both
 BENCH_S = 285.0
 GATE_SHARE = 0.3  # every cell of the sweep has its own gate too; this one goes over modes and dtypes first
@@ -57,8 +61,8 @@ def gpu(
 ) -> None:
     """All that needs a GPU, in an order such that whatever time it gets, what it has done is complete and written.
 
-    Doctor, gate over backends, modes and dtypes, ceilings, then bf16 over sizes and windows (attention, block,
-    stack, encoder), fp32, fp16, real proteins, report. A second call goes on where the first ended.
+    Doctor, gate over backends, modes and dtypes, ceilings, then bf16 (real proteins, sizes, levels, windows), fp32,
+    fp16, caps; profiles of the fastest and the slowest backend; report. A second call goes on where the first ended.
     """
     ends = time.monotonic() + budget_s
     with Host(threads=threads) as host:
@@ -76,16 +80,21 @@ def _run(programmes: list[Share], out: Path, budget_s: float, ends: float, host:
     doctor.render(found, console)
     records: list[Record] = []
     failed = False
-    sweeps_end = ends - min(REPORT_S, REPORT_SHARE * budget_s)
+    measured_by = ends - min(REPORT_S, REPORT_SHARE * budget_s)
     for device, make, share in programmes:
         programme = make(device, compiling(found, device))
-        left = sweeps_end - time.monotonic()
-        for step, part in (("gate", GATE_SHARE), ("sweep", 1.0)):
-            until = sweeps_end - left * (1 - share * part)
-            outcome = _step(console, step, programme, out, until, host)
+        own_end = measured_by - (measured_by - time.monotonic()) * (1 - share)
+        stages_end = own_end - (min(PROFILE_S, PROFILE_SHARE * budget_s) if programme.profile else 0.0)
+        swept: list[Record] = []
+        for stage in programme.stages:
+            left = stages_end - time.monotonic()
+            until = stages_end - (left * (1 - GATE_SHARE) if stage.kind == "gate" else 0.0)
+            outcome = _step(console, stage, programme.options, out, until, host)
             if outcome is not None:
-                records += outcome.records if step == "sweep" else []
+                swept += outcome.records if stage.kind == "sweep" else []
                 failed = failed or bool(sweeping.exit_code(outcome))
+        _profiles(console, programme, swept, out, own_end, host)
+        records += swept
     console.print()
     console.print(show.table(records))
     for text in fastest(records):
@@ -101,17 +110,18 @@ def compiling(found: dict[str, Any], device: Device) -> frozenset[str]:
 
 
 def _step(
-    console: Console, step: str, programme: Programme, out: Path, until: float, host: Host
+    console: Console, stage: Stage, options: Options, out: Path, until: float, host: Host
 ) -> harness.Outcome | None:
-    """One sweep until a moment; None if it has come."""
-    gating = step == "gate"
-    groups = programme.gate if gating else programme.sweep
-    console.rule(f"{step} on {groups[0].problem.device}")
+    """One stage until a moment; None if it has come."""
+    gating, groups = stage.kind == "gate", stage.groups
+    if not groups:
+        return None
+    console.rule(f"{stage.kind} on {groups[0].problem.device}")
     left = until - time.monotonic()
     if left < 1:
         console.print(f"No time is left for {len(groups)} problems: run the same command again.")
         return None
-    options = replace(programme.options, speed=False, memory=False) if gating else programme.options
+    options = replace(options, speed=False, memory=False) if gating else options
     settings = opt.settings(out=out / ("gate.jsonl" if gating else "records.jsonl"), options=options, budget_s=left)
     try:
         with show.Live(console) as live:
@@ -123,6 +133,30 @@ def _step(
         console.print(check.table(outcome.records))
     console.print(sweeping.ending(outcome, settings))
     return outcome
+
+
+def _profiles(console: Console, programme: Programme, swept: list[Record], out: Path, until: float, host: Host) -> None:
+    """Profile the fastest and the slowest backend of the programme's problems; whatever goes wrong costs only that."""
+    chosen = profiles.best_and_worst(swept, programme.profile)
+    if not programme.profile:
+        return
+    console.rule(f"profile on {programme.profile[0].problem.device}")
+    if not chosen:
+        console.print("Nothing to profile: none of its problems has a time yet.")
+        return
+    settings = profiles.Settings(
+        folder=out, gate_pairs=programme.options.gate_pairs, until=until, argv=opt.command_line()
+    )
+    try:
+        found = profiles.Profiler(host, settings).run(chosen, lambda one: profiling.render(one, console))
+    except KeyboardInterrupt:
+        raise typer.Exit(opt.INTERRUPTED) from None
+    except Exception as e:  # the sweep is on file: the report must come, whatever a profile does
+        console.print(f"The profiles stopped: {type(e).__name__}: {e}", markup=False)
+        return
+    asked = sum(len(group.backends) for group in chosen)
+    left = f" {asked - len(found)} had no time: run the same command again." if len(found) < asked else ""
+    console.print(f"{len(found)} profiles on file.{left}")
 
 
 def fastest(records: list[Record]) -> list[str]:

@@ -7,7 +7,7 @@ out of the *lean* steps.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..harness import arms
@@ -19,12 +19,24 @@ Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
-class Programme:
-    """What to gate and what to sweep, in this order."""
+class Stage:
+    """Groups that are only gated, or measured, one after another."""
 
-    gate: list[Group]
-    sweep: list[Group]
+    kind: Literal["gate", "sweep"]
+    groups: list[Group]
+
+
+@dataclass(frozen=True)
+class Programme:
+    """What to do, in this order; then, of the problems in ``profile``, the best and the worst backend are profiled."""
+
+    stages: list[Stage]
     options: Options
+    profile: list[Group] = field(default_factory=list)
+
+    def groups(self, kind: str) -> list[Group]:
+        """All groups of the stages of one kind."""
+        return [group for stage in self.stages if stage.kind == kind for group in stage.groups]
 
 
 def bench_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Programme:
@@ -49,9 +61,8 @@ def bench_programme(device: Device, compiling: frozenset[str] = frozenset()) -> 
         ),
     ]
     gate = grid(replace(protein, mode="fwdbwd"), dtype=("float32", "bfloat16"))
-    return Programme(
-        gate=harness.plan(gate, lean, keep_order=True), sweep=in_order(steps), options=Options(budget_s=5.0)
-    )
+    stages = [Stage("gate", harness.plan(gate, lean, keep_order=True)), Stage("sweep", in_order(steps))]
+    return Programme(stages, Options(budget_s=5.0))
 
 
 def in_order(steps: Iterable[tuple[Iterable[Axes], tuple[str, ...]]]) -> list[Group]:
@@ -64,44 +75,96 @@ def in_order(steps: Iterable[tuple[Iterable[Axes], tuple[str, ...]]]) -> list[Gr
 
 
 def gpu_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Programme:
-    """bf16 at the size that tells most, then over N, above the seam and over W; then other dtypes and real proteins."""
+    """bf16 first: the size that tells most, real proteins, N, the levels, W; then other dtypes, K and all the rest.
+
+    What compiles for every shape takes part where it is compared with the others block by block (the pivot and four
+    times its size), and comes by itself, late, elsewhere: a compilation costs as much as two problems of all others.
+    """
     on_gpu = device == "cuda"
     every = arms.expand(["all"])
     lean = tuple(spec for spec in every if spec not in compiling)
+    late = tuple(spec for spec in every if spec in compiling)
     broad = every if on_gpu else lean  # where there is no GPU, this only tries the path
-    pivot, near, far = (16384, (4096, 65536, 1024), (262144, 1_000_000)) if on_gpu else (256, (512,), (1024,))
+    grids = _gpu_grids(device)
+    first = [([axes], broad if axes in grids.paired else lean) for axes in grids.first]
+    stages = [
+        Stage("gate", harness.plan(grids.gate, lean, keep_order=True)),
+        Stage("sweep", in_order(first)),
+        Stage("sweep", in_order([(grids.second, lean)])),
+    ]
+    if late and on_gpu:
+        alone = [axes for axes in grids.alone if axes not in grids.paired]
+        stages += [
+            Stage("sweep", in_order([(alone, late)])),
+            Stage("gate", harness.plan(grids.gate, late, keep_order=True)),
+        ]
+    stages.append(Stage("sweep", in_order([(grids.last, lean)])))
+    return Programme(
+        stages=stages,
+        options=Options(budget_s=2.0, gate_pairs=1 << 18 if on_gpu else 1 << 17),
+        profile=harness.plan(grids.profile, every, keep_order=True),
+    )
+
+
+@dataclass(frozen=True)
+class _Grids:
+    """Problems by when they come; ``paired`` with every backend, ``alone`` with those that compile."""
+
+    gate: list[Axes]
+    first: list[Axes]
+    second: list[Axes]
+    last: list[Axes]
+    paired: list[Axes]
+    alone: list[Axes]
+    profile: list[Axes]
+
+
+def _gpu_grids(device: Device) -> _Grids:
+    """The axes of issue and design: N 1k to 1M, W 16 to 128, K by atom set and cap, levels, dtypes, proteins."""
+    on_gpu = device == "cuda"
+    pivot, large, near, far = (
+        (16384, 65536, (4096, 1024), (262144, 1_000_000)) if on_gpu else (256, 384, (512,), (1024,))
+    )
     proteins = ("ubiquitin", "gfp", "1bd2", "4jsv", "1aon") if on_gpu else ("ubiquitin",)
+    both, others, windows = ("fwd", "fwdbwd"), ("float32", "float16"), (16, 64, 128)
     base = Axes(device=device, dtype="bfloat16", n_atom=pivot)
     protein = replace(base, atoms="heavy", n_atom=None)
-    both = ("fwd", "fwdbwd")
-    windows = (16, 64, 128)
-    steps: list[tuple[Iterable[Axes], tuple[str, ...]]] = [
-        (grid(base, mode=both), broad),
-        (grid(base, mode=both, n_atom=near), broad),
-        (grid(base, mode=both, n_atom=far), lean),
-        (grid(base, level=("block",), mode=both), broad),
-        ([replace(base, level="block", n_atom=far[-1])], lean),
-        (grid(base, window=windows), broad),
-        (grid(base, dtype=("float32", "float16"), mode=both), lean),
-        (grid(base, level=("stack", "encoder"), mode=both), lean),
-        (grid(protein, workload=proteins), lean),
-        (grid(base, k_cap=(64, 128, 256)), lean),
-        (grid(base, window_style=("blocks",), mode=both), lean),
-        (grid(base, mode=("fwdbwd",), window=windows), lean),
-        (grid(protein, workload=proteins, mode=("fwdbwd",)), lean),
-        (grid(base, level=("block", "stack", "encoder"), mode=both, n_atom=near), lean),
-        (grid(base, dtype=("float32", "float16"), mode=both, n_atom=(*near, *far)), lean),
-        (grid(base, mode=both, window=windows, n_atom=(*near, *far)), lean),
-    ]
-    gates = grid(
-        replace(protein, workload="ubiquitin", mode="fwdbwd"),
-        dtype=("bfloat16", "float32", "float16"),
-        level=("attention", "block"),
-    )
-    gated = list(gates)
-    late = tuple(spec for spec in every if spec in compiling)  # a gate needs no pairs, so these may come last
-    return Programme(
-        gate=harness.plan(gated, lean, keep_order=True) + (harness.plan(gated, late, keep_order=True) if late else []),
-        sweep=in_order(steps),
-        options=Options(budget_s=3.0, gate_pairs=1 << 19 if on_gpu else 1 << 17),
-    )
+    elsewhere = (large, *near, *far)
+    paired = [*grid(base, mode=both), *grid(base, mode=both, n_atom=(large,))]
+    return _Grids(
+        gate=list(
+            grid(replace(protein, workload="ubiquitin", mode="fwdbwd"), dtype=("bfloat16", *others),
+                 level=("attention", "block"))
+        ),
+        first=[
+            *grid(base, mode=both),
+            *grid(protein, workload=proteins),
+            *grid(base, mode=both, n_atom=(large, *near)),
+            *grid(base, level=("block", "stack", "encoder"), mode=both),
+            *grid(base, window=windows),
+            *grid(base, mode=both, n_atom=far),
+            replace(base, level="block", n_atom=far[-1]),
+            *grid(base, dtype=others, mode=both),
+            *grid(base, k_cap=(64, 128, 256)),
+            *grid(base, atoms=("backbone", "heavy")),
+        ],
+        second=[
+            *grid(protein, workload=proteins, mode=("fwdbwd",)),
+            *grid(base, mode=("fwdbwd",), window=windows),
+            *grid(base, window_style=("blocks",), mode=both),
+            replace(base, level="block", mode="fwdbwd", n_atom=far[-1]),
+        ],
+        last=[
+            *grid(base, dtype=others, n_atom=elsewhere),
+            *grid(base, window=windows, n_atom=elsewhere),
+            *grid(base, level=("block", "stack", "encoder"), mode=both, n_atom=(large, *near)),
+            *grid(base, dtype=others, mode=("fwdbwd",), n_atom=elsewhere),
+            *grid(base, window=windows, mode=("fwdbwd",), n_atom=elsewhere),
+        ],
+        paired=paired,
+        alone=[
+            *grid(base, level=("block",), mode=both), *grid(base, window=windows), *grid(base, n_atom=near),
+            *grid(base, mode=("fwdbwd",), n_atom=near), *grid(protein, workload=proteins[-1:]),
+        ],
+        profile=list(grid(base, mode=both)),
+    )  # fmt: skip
