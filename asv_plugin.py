@@ -8,6 +8,7 @@ Named in ``asv.conf.json`` and imported by asv's own process, never by what meas
 - A machine's file says which GPU and driver it has, and is written with defaults where nobody can be asked.
 - Of the grid, asv starts a process per number and cell: only the cells that ``BENCH_CELLS`` asks for are started, and
   only cells with a number are printed. Without this, ``asv run`` and ``asv compare`` print every other cell as n/a.
+- ``asv compare`` and ``asv continuous`` judge only what is better when it is less.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from asv.machine import Machine, MachineCollection
 from asv.plugins.virtualenv import Virtualenv
 
 from benchmarks import asv_grid
+from benchmarks.asv_metrics import SHOWN_ONLY
 
 GPU_KEYS = ("gpu", "driver", "gpu_max_sm_mhz", "gpu_max_memory_mhz", "gpu_memory")
 _GPU_QUERY = "name,driver_version,clocks.max.sm,clocks.max.memory,memory.total"
@@ -156,20 +158,22 @@ def _brief(formatted: Any) -> Any:
     return brief
 
 
-def _numbers_alone(unroll: Any) -> Any:
-    """The cells of a result that have a number or failed; what was not measured is not compared."""
+def _judged(unroll: Any) -> Any:
+    """Of a result, what asv is to compare: cells that have a number or failed, of metrics of which less is better."""
 
     @functools.wraps(unroll)
-    def numbers(*args: Any) -> Iterator[tuple]:
-        return (cell for cell in unroll(*args) if cell[1] is None or cell[1] == cell[1])
+    def judged(benchmark: str, *args: Any) -> Iterator[tuple]:
+        if benchmark.rpartition(".track_")[2] in SHOWN_ONLY:
+            return iter(())
+        return (cell for cell in unroll(benchmark, *args) if cell[1] is None or cell[1] == cell[1])
 
-    return numbers
+    return judged
 
 
 def setup() -> None:
     """Called by asv once the plugin is imported."""
     runner.format_benchmark_result = _brief(runner.format_benchmark_result)
-    compare.unroll_result = _numbers_alone(compare.unroll_result)
+    compare.unroll_result = _judged(compare.unroll_result)
     Machine.load = _with_gpu(Machine.load)
     Run.run = _told(Run.run)
     Benchmarks.discover = _narrowed(Benchmarks.discover)

@@ -1,8 +1,4 @@
-"""What asv tracks of a cell: one number out of one record of the harness, and what a status is as a number.
-
-asv takes a larger number for a worse one. A number for which that does not hold, or which was seen once, is handed over
-as a single sample: asv shows and draws it, and its statistics never call it a change.
-"""
+"""What asv tracks of a cell: one number out of one record of the harness, and what a status is as a number."""
 
 from __future__ import annotations
 
@@ -25,7 +21,9 @@ THROTTLE_CODES = {
     "hardware power brake": 16,
     "sync boost": 32,
 }
-SHOWN_ONLY = ("first_call", "percent_of_limit", "occupancy", "tensor_core")  # as one sample, never judged
+# asv takes a larger number for a worse one. It draws these and does not judge by them: less is not better, the number
+# was seen once, or it may differ by chance as long as the gate, and so the status, is what it was.
+SHOWN_ONLY = ("first_call", "gate_error", "percent_of_limit", "occupancy", "tensor_core")
 
 Value = float | dict[str, Any] | None
 
@@ -39,21 +37,15 @@ class Metric:
     of: Callable[[Any], Value]
 
 
-def samples(*values: float) -> dict[str, Any]:
-    """A value as asv's statistics take it: each sample one call."""
-    return {"samples": list(values), "number": 1}
-
-
 def _latency(record: Record) -> Value:
-    return None if record.timing is None else samples(*(ms / 1e3 for ms in record.timing.samples_ms))
+    """As asv's statistics take it: each sample the time of one call."""
+    if record.timing is None:
+        return None
+    return {"samples": [ms / 1e3 for ms in record.timing.samples_ms], "number": 1}
 
 
 def _peak(record: Record) -> Value:
     return None if record.memory is None else record.memory.peak_bytes
-
-
-def _first_call(record: Record) -> Value:
-    return None if record.first_call_ms is None else samples(record.first_call_ms)
 
 
 def _gate_error(record: Record) -> Value:
@@ -65,7 +57,7 @@ def _gate_error(record: Record) -> Value:
 
 
 def _percent_of_limit(record: Record) -> Value:
-    return None if record.limit is None or record.limit.percent is None else samples(record.limit.percent)
+    return None if record.limit is None else record.limit.percent
 
 
 def _throttle(record: Record) -> Value:
@@ -78,7 +70,7 @@ def _throttle(record: Record) -> Value:
 METRICS: dict[str, Metric] = {
     "latency": Metric("seconds", "time of one call", _latency),
     "peak_memory": Metric("bytes", "peak memory above the inputs", _peak),
-    "first_call": Metric("ms", "first call, compiling included", _first_call),
+    "first_call": Metric("ms", "first call, compiling included", lambda record: record.first_call_ms),
     "status": Metric("code", "status", lambda record: STATUS_CODES[record.status]),
     "gate_error": Metric("relative error", "worst error against the float64 reference", _gate_error),
     "percent_of_limit": Metric("%", "share of the device's limit", _percent_of_limit),
@@ -89,9 +81,7 @@ METRICS: dict[str, Metric] = {
 def _figure(name: str) -> Callable[[KernelRecord], Value]:
     def of(record: KernelRecord) -> Value:
         value = None if record.summary is None else record.summary.get(name)
-        if value is None or isinstance(value, str):
-            return None
-        return samples(value) if name in SHOWN_ONLY else value
+        return None if isinstance(value, str) else value
 
     return of
 

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 MEASURED = ("pallatom", "variants")
+SOURCES = {".py", ".cpp", ".h"}
 LIBRARIES = ("torch", "triton", "xformers", "jaxtyping", "numpy", "scipy")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, by their meaning.
@@ -185,7 +186,7 @@ def code_origin() -> Path:
 def code_hash(folder: Path) -> str:
     """One hash over the sources of ``pallatom`` and ``variants``: equal code, equal hash, installed or not."""
     digest = hashlib.sha256()
-    for path in sorted(p for name in MEASURED for p in (folder / name).rglob("*.py")):
+    for path in sorted(p for name in MEASURED for p in (folder / name).rglob("*") if p.suffix in SOURCES):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
