@@ -11,42 +11,49 @@ static inline float widen(uint16_t x) {
 }
 static inline float widen(float x) { return x; }
 
-// Sixteen slots by channel: x[c] holds channel c of all of them, less their mean; and 1/√(variance + ε).
-// C: the channels, where the compiler may know them; else 0, and x lies in memory.
-template <int C>
-struct Slots {
-  vec x[C];
-  vec rstd, mean;
-};
+constexpr index_t AHEAD = 16 << 10;  // bytes of p to ask for early: the processor's own prefetch stops at pages
 
+// Sixteen slots by channel: x[c] becomes channel c of each, 0 beyond `count`.
+// C: the channels where the compiler may know them, so that x stays in registers; else 0.
 template <int C, class T>
 static inline void read_slots(const T* p, index_t count, index_t channels, vec* x) {
-  if (C == LANES && sizeof(T) == 4 && count >= LANES) {
+  if constexpr (C == LANES && sizeof(T) == sizeof(float)) {
+    float padded[LANES * LANES];
+    const float* from = p;
+    if (count < LANES) {
+      std::memset(padded, 0, sizeof padded);
+      std::memcpy(padded, p, count * LANES * sizeof(float));
+      from = padded;
+    }
 #pragma GCC unroll 16
-    for (int j = 0; j < LANES; ++j) x[j] = load((const float*)p + j * LANES);
+    for (int j = 0; j < LANES; ++j) {
+      x[j] = load(from + j * LANES);
+      __builtin_prefetch((const char*)(p + j * LANES) + AHEAD);
+    }
     transpose(x);
-    return;
-  }
-  for (index_t c = 0; c < channels; ++c) {
-    float at[LANES] = {};
-    for (index_t j = 0; j < std::min<index_t>(count, LANES); ++j) at[j] = widen(p[j * channels + c]);
-    x[c] = load(at);
+  } else {
+    for (index_t c = 0; c < channels; ++c) {
+      float at[LANES] = {};
+      for (index_t j = 0; j < std::min<index_t>(count, LANES); ++j) at[j] = widen(p[j * channels + c]);
+      x[c] = load(at);
+    }
   }
 }
 
+// x less its mean over the channels, that mean, and 1/√(variance + ε). Four sums each: one would wait for itself.
 template <int C>
 static inline void normalise(vec* x, index_t channels, float eps, vec& mean, vec& rstd) {
   const index_t n = C ? C : channels;
-  vec total = {}, square = {};
+  vec total[4] = {}, square[4] = {};
 #pragma GCC unroll 16
-  for (index_t c = 0; c < n; ++c) total += x[c];
-  mean = total * (1.f / n);
+  for (index_t c = 0; c < n; ++c) total[c % 4] += x[c];
+  mean = ((total[0] + total[1]) + (total[2] + total[3])) * (1.f / n);
 #pragma GCC unroll 16
   for (index_t c = 0; c < n; ++c) {
     x[c] -= mean;
-    square += x[c] * x[c];
+    square[c % 4] += x[c] * x[c];
   }
-  vec variance = square * (1.f / n) + eps;
+  vec variance = ((square[0] + square[1]) + (square[2] + square[3])) * (1.f / n) + eps;
 #pragma GCC unroll 16
   for (int j = 0; j < LANES; ++j) rstd[j] = 1.f / std::sqrt(variance[j]);
 }
