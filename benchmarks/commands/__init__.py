@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from . import check, compare, doctor, inspect, pipeline, profile, sweep
+from . import check, compare, doctor, inspect, pipeline, profile, regress, sweep
 
 EPILOG = """
 Begin with:  python -m benchmarks doctor        what runs on this machine, and what does not, and why
@@ -30,6 +30,7 @@ app.command("check")(check.check)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("profile")(profile.profile)
+app.command("regress")(regress.regress)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(pipeline.bench)
 app.command("gpu")(pipeline.gpu)

@@ -48,13 +48,14 @@ class WorkerTimeout(RuntimeError):
         self.phase, self.limit_s, self.in_flight, self.stderr = phase, limit_s, in_flight, stderr
 
 
-def _bootstrap() -> str:
-    """The child sees the very modules that the parent sees, wherever either was started.
+def _bootstrap(code: Path | None) -> str:
+    """The child sees the very modules that the parent sees, wherever either was started; ``code`` is a folder that
+    comes before them all.
 
     The root is appended, not prepended: an installed wheel of another commit (asv) stays ahead of
     the working tree that holds this harness.
     """
-    path = [os.path.abspath(entry) for entry in sys.path]
+    path = [os.path.abspath(entry) for entry in ((code, *sys.path) if code else sys.path)]
     return (
         f"import sys; sys.path[:] = {path!r} + [{str(ROOT)!r}]; "
         "import runpy; runpy.run_module('benchmarks.harness.worker', run_name='__main__', alter_sys=True)"
@@ -62,9 +63,12 @@ def _bootstrap() -> str:
 
 
 class Worker:
-    """One child process; :meth:`close` ends it."""
+    """One child process; :meth:`close` ends it. ``code``: the folder of the packages that it measures, where those
+    are not the parent's own."""
 
-    def __init__(self, *, threads: int | None = None, extra_env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *, threads: int | None = None, extra_env: dict[str, str] | None = None, code: Path | None = None
+    ) -> None:
         self._dir = tempfile.TemporaryDirectory(prefix="atom-bench-")
         self.note_path = Path(self._dir.name) / "note"
         self.note_path.write_bytes(b" " * NOTE_BYTES)
@@ -78,7 +82,7 @@ class Worker:
         env |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | (extra_env or {})
         if threads is not None:
             env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-P", "-c", _bootstrap(), str(write_fd), str(self.note_path), str(os.getpid())]
+        command = [sys.executable, "-P", "-c", _bootstrap(code), str(write_fd), str(self.note_path), str(os.getpid())]
         with open(self._stderr_path, "wb") as stderr:
             self._process = subprocess.Popen(
                 command + ([str(threads)] if threads is not None else []),

@@ -117,6 +117,28 @@ def _run(channel: Channel, asked: Problem, group: Group, backends: list[str]) ->
     channel.emit({"event": "environment", "before": before, "after": state(asked.device)})
 
 
+def _steps(channel: Channel, *, problem: dict, source: str | None, options: dict) -> None:
+    """Another conversation until ``leave``: one backend at a time, sample by sample."""
+    from .steps import pin_reference, serve
+
+    pin_reference()
+    serve(iter(sys.stdin), channel.emit, channel.note, problem=problem, source=source, options=options)
+
+
+def _names(channel: Channel) -> None:
+    """The backends of this code, and whether each runs a compiler; one that does not load is named all the same."""
+    import variants
+
+    compiles = {}
+    for name in variants.names():
+        try:
+            compiles[name] = bool(getattr(variants.load(name), "compiles", False))
+        except Exception as e:
+            print(f"{name} does not load: {e}", file=sys.stderr)
+            compiles[name] = False
+    channel.emit({"event": "names", "compiles": compiles})
+
+
 def _describe(channel: Channel, *, device: str) -> None:
     from .device import describe
 
@@ -164,13 +186,6 @@ def _kernel(channel: Channel, *, kernel: str, arch: int, dtype: str) -> None:
     channel.emit({"event": "kernel", "found": inspect(kernel, arch, dtype)})
 
 
-def _kernel(channel: Channel, *, kernel: str, arch: int, dtype: str) -> None:
-    from .kernels import inspect
-
-    channel.note(kernel, "compile")
-    channel.emit({"event": "kernel", "found": inspect(kernel, arch, dtype)})
-
-
 _SERVE = {
     "availability": _availability,
     "group": _group,
@@ -178,7 +193,8 @@ _SERVE = {
     "ceilings": _ceilings,
     "describe": _describe,
     "devices": _devices,
-    "kernel": _kernel,
+    "names": _names,
+    "steps": _steps,
     "kernel": _kernel,
 }
 

@@ -1,0 +1,210 @@
+"""``regress A..B``: which cells got slower, heavier or broke between two commits; exit code 1 where that is certain."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..harness import regression
+from ..harness.cases import BadAxis
+from ..harness.commits import BadRange, Code, between
+from ..harness.host import Host
+from ..harness.process import ROOT
+from ..harness.record import Record
+from ..harness.versus import AIMED_ROUNDS, LEAN, Listener, NothingRuns, Plan, Versus, problems_of
+from . import console as show
+from . import options as opt
+from . import regress_table as told
+
+
+@opt.reported
+def regress(
+    commits: Annotated[
+        str,
+        typer.Argument(
+            metavar="RANGE",
+            help="A..B; or A...B, from where B left A (a pull request); or A alone, from A to your working tree.",
+        ),
+    ],
+    backend: Annotated[
+        list[str],
+        typer.Option(
+            "--backend",
+            "-b",
+            rich_help_panel=opt.AXES,
+            help=f"Backends of either commit by name; 'all'; or '{LEAN}', all that run no compiler.",
+        ),
+    ] = [LEAN],  # noqa: B006
+    workload: opt.Workloads = None,
+    structure: opt.Structures = None,
+    n_atom: opt.Sizes = None,
+    atoms: opt.AtomSets = None,
+    window: opt.Windows = ["32"],  # noqa: B006
+    k: opt.Caps = None,
+    heads: opt.Heads = ["4"],  # noqa: B006
+    dtype: opt.DTypes = ["float32"],  # noqa: B006
+    mode: opt.Modes = ["fwd,fwdbwd"],  # noqa: B006
+    level: opt.Levels = ["attention,block"],  # noqa: B006
+    device: opt.Device = "auto",
+    window_style: opt.Styles = ["residues"],  # noqa: B006
+    batch: opt.Batches = ["1"],  # noqa: B006
+    seed: opt.Seed = 0,
+    threads: opt.Threads = None,
+    budget_s: Annotated[
+        float,
+        typer.Option(
+            min=1, help="End after so many seconds. More rounds settle smaller changes.", rich_help_panel=opt.RUN
+        ),
+    ] = 180.0,
+    margin: Annotated[
+        float, typer.Option(help="A change up to this share of the whole does not matter.", rich_help_panel=opt.RUN)
+    ] = regression.MARGIN,
+    same: Annotated[
+        bool,
+        typer.Option(
+            "--measure-same",
+            help="Measure even if both hold the same code: an A/A test of this machine.",
+            rich_help_panel=opt.RUN,
+        ),
+    ] = False,
+    repo: Annotated[
+        Path,
+        typer.Option(
+            help="The git checkout that holds the commits. [default: this project]",
+            show_default=False,
+            rich_help_panel=opt.RUN,
+        ),
+    ] = ROOT,
+    out: Annotated[
+        Path, typer.Option(help="The file of records, every sample in it; added to.", rich_help_panel=opt.OUTPUT)
+    ] = Path("out/regress.jsonl"),
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Write the result as a Markdown table too, for a comment.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Did a commit make anything slower, heavier or wrong? Measures both commits in one run, in turn.
+
+    Each round starts a fresh process for either commit, gates every backend against the float64 reference, takes its
+    peak memory and times both sides block by block. A cell is 'slower' when B's time exceeds A's by more than the
+    margin beyond reasonable doubt (t-tests over rounds, Holm over the table); what the run cannot tell is
+    'unresolved' and no alarm. A cell that ran at A and fails at B (wrong, oom, crashed, timeout) is 'broken'.
+    Commits need not be built: the packages are read from git, today's harness measures them.
+
+    Exit code 1 exactly if something regressed for certain, 2 for bad input, else 0.
+
+    Examples:
+
+      python -m benchmarks regress HEAD~1..HEAD
+
+      python -m benchmarks regress main                       (your uncommitted changes against main)
+
+      python -m benchmarks regress origin/main...HEAD --markdown table.md
+
+      python -m benchmarks regress v1..v2 -b banded -n 2048 --level attention --budget-s 60
+    """  # fmt: skip
+    if not 0 < margin < 1:
+        raise BadAxis(f"--margin: expected a share between 0 and 1, got {margin:g}")
+    try:
+        a, b = between(commits, repo)
+        account = _account(a, b, margin=margin)
+        if (account.missing or account.same_code) and not (same and not account.missing):
+            _tell(account, markdown, as_json=as_json)
+            return
+        with Host(threads=threads) as host:
+            chosen = opt.one_device(device, host)
+        wanted = opt.axes(
+            workload=workload, structure=structure, n_atom=n_atom or _default_size(workload, structure), atoms=atoms,
+            window=window, k=k, heads=heads, dtype=dtype, mode=mode, level=level, style=window_style, batch=batch,
+            device=chosen, seed=seed,
+        )  # fmt: skip
+        plan = Plan(
+            problems_of(wanted), opt.words(backend), budget_s=budget_s, out=opt.out_path(out), threads=threads,
+            seed=seed, argv=tuple(sys.argv),
+        )  # fmt: skip
+        account = _measure(a, b, plan, margin, as_json=as_json)
+    except BadRange as e:
+        raise BadAxis(str(e)) from None
+    except NothingRuns as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise typer.Exit(opt.BAD_INPUT) from None
+    _tell(account, markdown, as_json=as_json)
+    raise typer.Exit(opt.FAILED if account.regressions else 0)
+
+
+def _default_size(workload: list[str] | None, structure: list[str] | None) -> list[str] | None:
+    return None if workload or structure else ["512"]
+
+
+def _account(a: Code, b: Code, *, margin: float) -> told.Account:
+    """What is known before anything is measured."""
+    code = {name: f"{one.short} {one.subject}" for name, one in (("a", a), ("b", b))}
+    missing = a.missing() or b.missing()
+    same = missing is None and a.tree is not None and a.tree == b.tree
+    return told.Account(code, (), margin=margin, missing=missing, same_code=same)
+
+
+def _measure(a: Code, b: Code, plan: Plan, margin: float, *, as_json: bool) -> told.Account:
+    """Run it, with progress on the terminal; interrupted, what was recorded is told all the same."""
+    out = show.console(stderr=True)
+    started = time.monotonic()
+    versus = Versus(a, b, plan, Progress(out))
+    try:
+        versus.run()
+    except KeyboardInterrupt:
+        out.print(f"\nStopped after {versus.rounds} rounds. {plan.out} holds every sample of them.")
+        raise typer.Exit(opt.INTERRUPTED) from None
+    cells = [(cell.backend, cell.problem) for cell in versus.cells]
+    return told.Account(
+        code=_account(a, b, margin=margin).code,
+        findings=regression.judge(versus.records, cells, margin=margin),
+        rounds=versus.rounds,
+        seconds=time.monotonic() - started,
+        margin=margin,
+        out=plan.out,
+    )
+
+
+def _tell(account: told.Account, markdown: Path | None, *, as_json: bool) -> None:
+    """The result, in every form that was asked for."""
+    if markdown is not None:
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        markdown.write_text(told.markdown(account), encoding="utf-8")
+    if as_json:
+        print(json.dumps(told.as_json(account)))
+    out = show.console(stderr=as_json)
+    if account.findings:
+        out.print(told.table(account.findings))
+        for reason in told.reasons(account.findings):
+            out.print(reason, markup=False)
+        out.print(account.method, markup=False)
+    out.print(f"A: {account.code['a']}\nB: {account.code['b']}\n{account.headline}", markup=False)
+
+
+class Progress(Listener):
+    """Where a run is: a line per round, and the cell in flight on a terminal."""
+
+    def __init__(self, out: show.Console) -> None:
+        self.out = out
+        self._status = out.status("") if out.is_terminal else None
+
+    def planned(self, a: Code, b: Code, cells: int) -> None:
+        self.out.print(f"{cells} cells, {a.short} against {b.short}.", markup=False)
+
+    def round(self, number: int) -> None:
+        aim = f" of about {AIMED_ROUNDS}" if number <= AIMED_ROUNDS else ""
+        self.out.print(f"Round {number}{aim}: a fresh process for each side.")
+
+    def recorded(self, records: list[Record]) -> None:
+        for record in records:
+            if record.status not in ("ok", "unsupported"):
+                mark = record.provenance.environment[regression.MARK]
+                side = str(mark["side"]).upper() if isinstance(mark, dict) else "?"
+                told_ = f"  {record.backend} at {side}: {record.status}: {record.reason}"
+                self.out.print(told_, markup=False)

@@ -1,0 +1,126 @@
+"""One backend of one problem, sampled whenever the parent says so: the worker's half of :mod:`.versus`.
+
+Everything but the timing is :class:`~.measure.Group`'s: gate, first call, plan, memory. The samples come one by one,
+so that the parent can take them in turn from two processes, of which one waits while the other runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .clock import Clock, CpuClock, make_clock
+from .failures import check_device
+from .measure import Arm, Emit, Group, Note, Options
+from .process import ROOT
+from .record import Problem
+
+SAMPLE_MS = 5.0  # shorter calls are batched: between two samples another process has had the caches
+WARM_BELOW_MS = 50.0  # for the same reason, a call shorter than this runs once untimed before each sample
+_REFERENCE = "variants._op"
+
+
+def pin_reference() -> None:
+    """Let every commit answer to today's definition of the operation, not to the one that it carries."""
+    spec = importlib.util.spec_from_file_location(_REFERENCE, ROOT / "variants" / "_op.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_REFERENCE] = module
+    spec.loader.exec_module(module)
+    import variants
+
+    setattr(variants, "_op", module)  # noqa: B010  a type checker knows it as a module of the package
+
+
+def serve(
+    lines: Iterator[str], emit: Emit, note: Note, *, problem: dict, source: str | None, options: dict[str, Any]
+) -> None:
+    """Answer requests about one problem's backends until ``leave``; each answer ends with ``done``."""
+    steps = Steps(Problem.model_validate(problem), source, Options(**options), None, emit, note)
+    answers: dict[str, Callable[..., None]] = {"open": steps.open, "sample": steps.sample, "close": steps.close}
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        emit({"event": "done"})
+        for line in lines:
+            request = json.loads(line)
+            what = request.pop("do")
+            if what == "leave":
+                return
+            answers[what](**request)
+            emit({"event": "done"})
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class Steps(Group):
+    """A group whose backends are opened one at a time."""
+
+    _arm: Arm | None = None
+    _clock: Clock | None = None
+    _warm = False
+
+    def open(self, backend: str) -> None:
+        """Gate, first call, plan, memory and calibration; ``ready`` says how many calls make one sample."""
+        self.close_quietly()
+        if not self._may_start(backend):
+            return
+        if self._inputs is None and not self._build([backend]):
+            self._inputs = None
+            return
+        self._arm = self._prepare(backend)
+        if self._arm is None:
+            return
+        arm = self._arm
+        self._enter(backend, "timing")
+        with self._guard(backend):
+            self._clock = self._make_clock()
+            calls, seconds = self._clock.calibrate(arm.case)
+            self._warm = seconds * 1e3 / calls < WARM_BELOW_MS
+            self._emit({"event": "ready", "calls": calls, "seconds": seconds, "cache": self._clock.cache})
+
+    def _make_clock(self) -> Clock:
+        device = self.problem.device
+        return CpuClock(target_ms=SAMPLE_MS) if device == "cpu" else make_clock(device)
+
+    def sample(self, backend: str, calls: int) -> None:
+        """Milliseconds per call, once."""
+        assert self._arm is not None
+        assert self._clock is not None
+        with self._guard(backend):
+            self._arm.case.release()
+            if self._warm:
+                self._arm.case()
+            gc.collect(1)
+            self._emit({"event": "sample", "ms": self._clock.sample(self._arm.case, calls)})
+
+    def close(self, backend: str) -> None:
+        """What the last timed call made is looked at once more; then the cell, without its samples, goes out."""
+        from . import gate
+
+        assert self._arm is not None
+        assert self._expected is not None
+        arm = self._arm
+        with self._guard(backend):
+            self._enter(backend, "gate")
+            assert arm.gate is not None
+            arm.gate = gate.check_again(arm.case, self._expected, arm.gate)
+            if arm.gate.passed:
+                self._emit({"event": "cells", "cells": [self._good(arm, None)]})
+            else:
+                self._out(backend, "wrong", "after timing, " + gate.why_red(arm.gate, self.problem), gate=arm.gate)
+        self.close_quietly()
+
+    def close_quietly(self) -> None:
+        """Drop the open backend, if there is one, and what it held."""
+        if self._arm is not None:
+            self._arm.case.release()
+            self._arm = self._clock = None
+            gc.collect()
+            check_device(self.problem.device)
