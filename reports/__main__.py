@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reports import page, readme
+from reports import page, profiles, readme
 from reports.build import build
 from reports.load import InputError, load
 
@@ -33,9 +33,10 @@ def main(
     """
     errors = Console(stderr=True)
     try:
-        collection = load(records, strict=strict)
+        measured, profile_files = profiles.split(records)
+        collection = load(measured, strict=strict)
         out.mkdir(parents=True, exist_ok=True)
-        report = build(collection, title=title, folder=out)
+        report = build(collection, title=title, folder=out, profile_files=profile_files)
         html_path, _ = page.write(report, out)
         if readme_file is not None:
             readme.write(readme_file, report, records, out)

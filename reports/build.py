@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from reports import analyse, answer, curves, figures, machine, summary, tables, words
+from reports import analyse, answer, curves, figures, machine, profiles, summary, tables, words
 from reports.analyse import Contest, Pair
 from reports.curves import Crossing
 from reports.load import Cell, Collection, Place, setting_labels, to_frame
 from reports.panel import Drawing, Picture, render
+from reports.profiles import Section
 from reports.table import Table
 
 MANY_PAIRS = 400
@@ -49,9 +50,10 @@ class Report:
     places: list[PlaceView]
     notices: list[str]
     sources: list[str]
+    profiles: Section = field(default_factory=Section)
 
 
-def build(collection: Collection, *, title: str, folder: Path | None) -> Report:
+def build(collection: Collection, *, title: str, folder: Path | None, profile_files: Sequence[Path] = ()) -> Report:
     """Analyse, write figures and tables into ``folder`` (none: only what is said), and collect what the page says."""
     names = sorted({c.record.backend for c in collection.cells})
     labels = setting_labels(collection)
@@ -73,7 +75,10 @@ def build(collection: Collection, *, title: str, folder: Path | None) -> Report:
         tables.pair_frame(all_pairs).to_csv(folder / "pairs.csv", index=False)
         _parquet(collection, folder / "cells.parquet")
         _sweep_out(folder / "figures", {p.name for v in views for g in v.galleries for p in g.pictures})
-    return Report(title, _summary(collection), names, views, _notices(collection), list(collection.sources))
+    shown = profiles.section(profile_files, folder)
+    return Report(
+        title, _summary(collection), names, views, _notices(collection), list(collection.sources), profiles=shown
+    )
 
 
 def _parquet(collection: Collection, path: Path) -> None:

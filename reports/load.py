@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
+from benchmarks.harness.profile_record import PROFILES
 from benchmarks.harness.record import Problem, Provenance, Record
 
 LEVELS = ("attention", "block", "stack", "encoder", "decoder", "index")
@@ -168,7 +169,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
     seen: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            found = sorted(path.rglob("*.jsonl"))
+            found = sorted(f for f in path.rglob("*.jsonl") if f.name != PROFILES)
             if not found:
                 raise InputError(f"{path}: expected a folder with .jsonl files in it, found none")
         elif path.is_file():
@@ -212,8 +213,8 @@ def _explain(fields: object, error: ValidationError) -> str:
     )
 
 
-def _place(record: Record) -> Place:
-    origin, device = record.provenance, record.problem.device
+def place_of(origin: Provenance, device: str) -> Place:
+    """Where something was measured."""
     hardware = (origin.gpu or "unnamed GPU") if device == "cuda" else _cpu(origin)
     commit = (origin.commit or "unknown")[:12] + ("+changes" if origin.dirty else "")
     return Place(origin.machine, device, hardware, commit)
@@ -226,7 +227,7 @@ def _cpu(origin: Provenance) -> str:
 
 
 def _supersede(records: Iterable[tuple[Record, str]]) -> list[Cell]:
-    cells = [Cell(r, _place(r), source) for r, source in records]
+    cells = [Cell(r, place_of(r.provenance, r.problem.device), source) for r, source in records]
     newest: dict[tuple[Place, str], int] = {}
     for i, c in enumerate(cells):
         key = (c.place, c.record.key)

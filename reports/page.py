@@ -51,9 +51,9 @@ _SHAPES = {
 
 
 def _markers() -> str:
-    """The style of each colour slot's marker: the shapes of the figures, cut out of its colour."""
+    """The style of each colour slot's marker, the figures' shapes cut out of its colour, and of its bars."""
     return "\n".join(
-        f".k{i}::before{{background:var(--b{i});clip-path:{_SHAPES[shape]}}}"
+        f".k{i}::before{{background:var(--b{i});clip-path:{_SHAPES[shape]}}}.p{i}{{background:var(--b{i})}}"
         for i, (_, _, shape) in enumerate(theme.SLOTS)
     )
 
@@ -72,7 +72,8 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
     drawn, styles = svg.share_styles([p.inline for p in pictures])
     inline = {p.name: Markup(text) for p, text in zip(pictures, drawn, strict=True)}
     css = "\n".join(
-        [_variables(), _markers(), styles, _alignment(report), (TEMPLATES / "style.css").read_text(encoding="utf-8")]
+        [_variables(), _markers(), styles, _alignment(report)]
+        + [(TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "profiles.css")]
     )
     page = env.get_template("page.html.j2").render(
         r=report, css=Markup(css), js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
@@ -88,9 +89,9 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
 def _alignment(report: Report) -> str:
     """Numbers to the right: one rule a table, by column, instead of a class on every entry."""
     right = []
-    for view in report.places:
-        for t in (view.answer, view.capacity, *view.tables):
-            right += [f"#{t.anchor} td:nth-child({i})" for i, c in enumerate(t.columns, 1) if c.numeric]
+    shown = [t for view in report.places for t in (view.answer, view.capacity, *view.tables)]
+    for t in (*shown, *report.profiles.tables):
+        right += [f"#{t.anchor} td:nth-child({i})" for i, c in enumerate(t.columns, 1) if c.numeric]
     return ",".join(right) + "{text-align:right}" if right else ""
 
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app, compare, console, pipeline, programmes
+from benchmarks.harness.profile_record import Profile, scan_profiles
 from benchmarks.harness.record import Record, read
 from tests import records_factory as made
 
@@ -183,34 +184,44 @@ def test_the_gpu_run_does_its_whole_path_on_a_cpu_and_goes_on_where_it_ended(tmp
     gate = list(read(out / "gate.jsonl"))
     assert gate
     assert all(r.timing is None for r in gate)
-    done = [path.read_bytes() for path in sorted(out.glob("*.jsonl"))]
+    done = {path: path.read_bytes() for path in out.glob("*.jsonl")}
 
     second = run(*call, "30", cwd=tmp_path)
     assert f"{len(gate)} are on file already" in second.stdout
-    for path, before in zip(sorted(out.glob("*.jsonl")), done, strict=False):
+    for path, before in done.items():
         assert path.read_bytes().startswith(before)
-        keys = [record.key for record in read(path)]
+    for name in ("gate.jsonl", "records.jsonl"):
+        keys = [record.key for record in read(out / name)]
         assert len(keys) == len(set(keys))
     assert any(r.timing is not None for r in read(out / "records.jsonl"))
+    profiled = [found for found in scan_profiles(out / "profiles.jsonl") if isinstance(found, Profile)]
+    assert profiled, second.stdout
+    assert len({one.key for one in profiled}) == len(profiled), "the second call repeats no profile"
+    assert {one.problem.n_atom for one in profiled} == {256}
+    assert (out / str(profiled[0].trace)).stat().st_size < 1_000_000
+    assert "Where the time goes" in (out / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_programmes_cover_what_they_promise() -> None:
     on_gpu = programmes.gpu_programme("cuda")
-    swept = [g.problem for g in on_gpu.sweep]
+    swept = [g.problem for g in on_gpu.groups("sweep")]
     assert {p.level for p in swept} >= {"attention", "block", "stack", "encoder"}
     assert {p.dtype for p in swept} == {"bfloat16", "float32", "float16"}
     assert {p.window for p in swept} >= {16, 32, 64, 128}
     assert max(p.n_atom for p in swept) == 1_000_000
     assert swept[0].dtype == "bfloat16"
     assert any(p.k_cap for p in swept)
-    assert {(g.problem.level, g.problem.dtype) for g in on_gpu.gate} == {
+    assert {(g.problem.level, g.problem.dtype) for g in on_gpu.groups("gate")} == {
         (level, dtype) for level in ("attention", "block") for dtype in ("bfloat16", "float32", "float16")
     }
-    assert len({g.problem.key for g in on_gpu.sweep}) == len(on_gpu.sweep)
     lean = programmes.gpu_programme("cuda", frozenset({"flex"}))
-    with_flex = sum("flex" in g.backends for g in lean.sweep)
-    assert 0 < with_flex < sum("gather" in g.backends for g in lean.sweep)
-    at_home = [g.problem for g in programmes.bench_programme("cpu").sweep]
+    cells = [(name, g.problem.key) for g in lean.groups("sweep") for name in g.backends]
+    assert len(set(cells)) == len(cells)
+    flex, gather = ({key for name, key in cells if name == wanted} for wanted in ("flex", "gather"))
+    assert flex < gather
+    assert {g.problem.workload for g in lean.stages[1].groups[:8]} > {"1aon", "4jsv", "ubiquitin"}
+    assert {(g.problem.n_atom, g.problem.mode) for g in lean.profile} == {(16384, "fwd"), (16384, "fwdbwd")}
+    at_home = [g.problem for g in programmes.bench_programme("cpu").groups("sweep")]
     assert {"ubiquitin", "gfp", "1a28"} <= {p.workload for p in at_home}
     assert len({p.window for p in at_home}) > 1
 

@@ -33,7 +33,8 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"|bitwise|eq|lt|gt|le|ge|ne|sqrt|abs|maximum|minimum)",
     ),
 )
-_PLAIN = re.compile(r"^_?[a-z]\w*$")  # a Triton kernel of ours bears its function's bare name
+# A Triton kernel bears its function's bare name, an autograd function of ours its class's; torch's own have a number.
+_PLAIN = re.compile(r"^(?!.*Backward\d+$)_?[A-Za-z]\w*$")
 _OWN_OPERATOR = re.compile(r"^(?!aten::|prim::|autograd::|torch::|c10)[a-z_]\w*::")
 _LOOPS = re.compile(r"elementwise_kernel|reduce_kernel|index_kernel|scan_kernel|multi_tensor_apply", re.IGNORECASE)
 _FUNCTORS = re.compile(r"CUDAFunctor_?(\w+)|(\w+?)Functor|(\w+?)Ops\b|(\w+?)_kernel_(?:cuda|impl)|(\w+?)NanFunctor")

@@ -220,7 +220,7 @@ def _asking(events: Iterable[Event], moment: Event) -> str | None:
         if s.event.get("tid") == moment.get("tid") and s.start <= moment["ts"] <= s.end
         and not s.name.startswith(_ALLOCATORS)
     ]  # fmt: skip
-    return min(around, key=lambda s: s.end - s.start).name if around else None
+    return shorten(min(around, key=lambda s: s.end - s.start).name) if around else None
 
 
 @dataclass(frozen=True)
