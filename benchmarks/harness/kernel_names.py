@@ -35,6 +35,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
 )
 # A Triton kernel bears its function's bare name, an autograd function of ours its class's; torch's own have a number.
 _PLAIN = re.compile(r"^(?!.*Backward\d+$)_?[A-Za-z]\w*$")
+_LIBRARIES = ("attention library", "compiled code", "matrix products")  # these have bare names too
 _OWN_OPERATOR = re.compile(r"^(?!aten::|prim::|autograd::|torch::|c10)[a-z_]\w*::")
 _LOOPS = re.compile(r"elementwise_kernel|reduce_kernel|index_kernel|scan_kernel|multi_tensor_apply", re.IGNORECASE)
 _FUNCTORS = re.compile(r"CUDAFunctor_?(\w+)|(\w+?)Functor|(\w+?)Ops\b|(\w+?)_kernel_(?:cuda|impl)|(\w+?)NanFunctor")
@@ -48,13 +49,14 @@ SAID = {
 
 def kind(name: str) -> str:
     """What sort of work a kernel or operator does, by its full name."""
+    own = bool(_PLAIN.match(name) or _OWN_OPERATOR.match(name))
     lower = name.lower()
     for found, pattern in _KINDS:
+        if own and found not in _LIBRARIES:  # a kernel of ours is named after what it fuses
+            break
         if re.search(pattern, lower):
             return found
-    if _PLAIN.match(name) or _OWN_OPERATOR.match(name):
-        return "fused kernel"
-    return "other"
+    return "fused kernel" if own else "other"
 
 
 def shorten(name: str) -> str:
