@@ -1,4 +1,4 @@
-"""``python -m reports RECORDS… --out DIR``: the page from record files."""
+"""``python -m reports RECORDS… --out DIR``: the page from record files and folders of asv results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reports import page, profiles, readme
-from reports.build import build
-from reports.load import InputError, load
+from reports import asv_results, history, page, profiles, readme
+from reports.build import Report, build
+from reports.load import Collection, InputError, load
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 ERROR_EXIT = 2
@@ -18,7 +18,9 @@ ERROR_EXIT = 2
 
 @app.command()
 def main(
-    records: Annotated[list[Path], typer.Argument(help="Record files (.jsonl), or folders that hold some.")],
+    records: Annotated[
+        list[Path], typer.Argument(help="Record files (.jsonl) or folders of them; asv's results folders.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write index.html, report.md, figures/ and tables into.")],
     title: Annotated[str, typer.Option(help="The page's title.")] = "Sparse atom attention",
     readme_file: Annotated[
@@ -26,6 +28,10 @@ def main(
         typer.Option("--readme", help="Also write the figure and table of this README, between its markers."),
     ] = None,
     strict: Annotated[bool, typer.Option(help="Fail on a line that is no record, instead of listing it.")] = False,
+    repository: Annotated[
+        Path | None,
+        typer.Option("--repo", help="The git repository that orders asv's commits; else the one around the results."),
+    ] = None,
 ) -> None:
     """Write the report of RECORDS: one page that opens offline, its Markdown twin, figures and tables.
 
@@ -33,22 +39,45 @@ def main(
     """
     errors = Console(stderr=True)
     try:
-        measured, profile_files = profiles.split(records)
-        collection = load(measured, strict=strict)
+        others, profile_files = profiles.split([p for p in records if not _is_asv(p)])
+        commits = _history([p for p in records if _is_asv(p)], strict=strict, repository=repository)
+        collection = Collection(()) if commits and not others else load(others, strict=strict)
         out.mkdir(parents=True, exist_ok=True)
-        report = build(collection, title=title, folder=out, profile_files=profile_files)
+        report = build(collection, title=title, folder=out, profile_files=profile_files, history=commits)
         html_path, _ = page.write(report, out)
         if readme_file is not None:
             readme.write(readme_file, report, records, out)
     except (InputError, OSError) as e:
         errors.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(ERROR_EXIT) from e
-    for r in collection.rejected:
-        errors.print(f"left out: {r.source}:{r.line}: {r.why}", markup=False, highlight=False, soft_wrap=True)
+    for r in (*collection.rejected, *(commits.results.rejected if commits else ())):
+        where = f"{r.source}:{r.line}" if r.line else r.source
+        errors.print(f"left out: {where}: {r.why}", markup=False, highlight=False, soft_wrap=True)
+    _tell(report, html_path)
+
+
+def _is_asv(path: Path) -> bool:
+    return path.is_dir() and asv_results.is_asv_folder(path)
+
+
+def _history(folders: list[Path], *, strict: bool, repository: Path | None) -> history.History | None:
+    """What commits did, from results folders of asv; nothing where none was given."""
+    if not folders:
+        return None
+    found = asv_results.read(folders, repository)
+    if strict and found.rejected:
+        r = found.rejected[0]
+        raise InputError(f"{r.source}: {r.why} ({len(found.rejected)} such; leave out --strict to pass over)")
+    return history.analyse(found)
+
+
+def _tell(report: Report, html_path: Path) -> None:
     console = Console()
-    for view in report.places:
-        console.print(view.place.label, style="bold", markup=False, highlight=False)
-        for line in view.headline:
+    said = [(view.place.label, view.headline) for view in report.places]
+    said += [("History", report.history.said.headline)] if report.history else []
+    for title, lines in said:
+        console.print(title, style="bold", markup=False, highlight=False)
+        for line in lines:
             console.print("  " + line.replace("**", "").replace("`", ""), markup=False, highlight=False)
     console.print(f"{report.summary}\n{html_path}", markup=False, highlight=False, soft_wrap=True)
 

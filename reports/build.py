@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from reports import analyse, answer, curves, figures, machine, profiles, summary, tables, words
+from reports import (
+    analyse,
+    answer,
+    chronicle,
+    chronicle_tables,
+    curves,
+    figures,
+    machine,
+    profiles,
+    summary,
+    tables,
+    words,
+)  # fmt: skip
 from reports.analyse import Contest, Pair
+from reports.chronicle import Chronicle
 from reports.curves import Crossing
+from reports.history import History
 from reports.load import Cell, Collection, Place, setting_labels, to_frame
 from reports.panel import Drawing, Picture, render
 from reports.profiles import Section
@@ -43,6 +57,14 @@ class PlaceView:
 
 
 @dataclass(frozen=True)
+class HistoryView:
+    """Everything said about what commits did."""
+
+    said: Chronicle
+    galleries: list[Gallery]
+
+
+@dataclass(frozen=True)
 class Report:
     title: str
     summary: str
@@ -50,12 +72,27 @@ class Report:
     places: list[PlaceView]
     notices: list[str]
     sources: list[str]
-    profiles: Section = field(default_factory=Section)
+    profiles: Section
+    history: HistoryView | None
+
+    @property
+    def galleries(self) -> list[Gallery]:
+        """All of them, in the order of the page."""
+        held = self.history.galleries if self.history else []
+        return [*(g for view in self.places for g in view.galleries), *held]
+
+    @property
+    def tables(self) -> list[Table]:
+        shown = [t for view in self.places for t in (view.answer, view.capacity, *view.tables)]
+        return [*shown, *self.profiles.tables, *(self.history.said.tables if self.history else ())]
 
 
-def build(collection: Collection, *, title: str, folder: Path | None, profile_files: Sequence[Path] = ()) -> Report:
+def build(
+    collection: Collection, *, title: str, folder: Path | None, profile_files: Sequence[Path] = (),
+    history: History | None = None,
+) -> Report:  # fmt: skip
     """Analyse, write figures and tables into ``folder`` (none: only what is said), and collect what the page says."""
-    names = sorted({c.record.backend for c in collection.cells})
+    names = sorted({c.record.backend for c in collection.cells} | set(history.backends if history else ()))
     labels = setting_labels(collection)
     all_pairs = analyse.pairs(collection)
     contests = analyse.contests(collection, all_pairs)
@@ -70,15 +107,26 @@ def build(collection: Collection, *, title: str, folder: Path | None, profile_fi
             [r for r in repeated if r.place == place],
         )  # fmt: skip
         views.append(_view(material, f"m{i + 1}", folder))
+    told = _history(history, names, folder) if history is not None else None
+    sources = [*collection.sources, *(history.results.sources if history else ())]
+    said = "; ".join([*([_summary(collection)] if collection.cells else []), *([told.said.summary] if told else [])])
+    section = profiles.section(profile_files, folder)
+    report = Report(title, said, names, views, _notices(collection), sources, section, told)
     if folder is not None:
-        to_frame(collection).to_csv(folder / "cells.csv", index=False)
-        tables.pair_frame(all_pairs).to_csv(folder / "pairs.csv", index=False)
-        _parquet(collection, folder / "cells.parquet")
-        _sweep_out(folder / "figures", {p.name for v in views for g in v.galleries for p in g.pictures})
-    shown = profiles.section(profile_files, folder)
-    return Report(
-        title, _summary(collection), names, views, _notices(collection), list(collection.sources), profiles=shown
-    )
+        if collection.cells:
+            to_frame(collection).to_csv(folder / "cells.csv", index=False)
+            tables.pair_frame(all_pairs).to_csv(folder / "pairs.csv", index=False)
+            _parquet(collection, folder / "cells.parquet")
+        if history is not None:
+            chronicle_tables.write(history, folder)
+        _sweep_out(folder / "figures", {p.name for g in report.galleries for p in g.pictures})
+    return report
+
+
+def _history(history: History, names: Sequence[str], folder: Path | None) -> HistoryView:
+    said = chronicle.chronicle(history, names)
+    pictures = iter(_pictures([d for page in said.pages for d in page.drawings], folder))
+    return HistoryView(said, [Gallery(p.title, p.note, list(islice(pictures, len(p.drawings)))) for p in said.pages])
 
 
 def _parquet(collection: Collection, path: Path) -> None:

@@ -17,7 +17,8 @@ from reports.load import Cell, Family, Place, Setting, setting
 from reports.panel import Drawing
 
 ROWS_A_FIGURE = 18
-KINDS = ("time", "memory", "limit", "base", "winner", "gate", "noise")  # what the files' names begin with
+# what the names of the files begin with
+KINDS = ("time", "memory", "limit", "base", "winner", "gate", "noise", "history", "machines")
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ def _draw_baseline(
     bands.draw(ax, t)
     for k, (backend, points) in enumerate(found.items()):
         offset = 0.52 * (k / (len(found) - 1) - 0.5) if len(found) > 1 else 0.0
-        _dots(ax, backend, [(i + offset, r) for i, r in points], t, names)
-    _ratio_axis(ax, f"times as fast as {BASELINE}")
+        dots(ax, backend, [(i + offset, r) for i, r in points], t, names)
+    ratio_axis(ax, f"times as fast as {BASELINE}")
     return figure
 
 
@@ -129,6 +129,33 @@ def baseline_drawing(
     )
 
 
+def _draw_machines(
+    heading: Heading, found: dict[str, list[tuple[int, Ratio]]], labels: Sequence[str], base: str,
+    names: Sequence[str], t: Theme,
+) -> Figure:  # fmt: skip
+    frame = Rows(heading, labels, row_in=max(0.42, 0.11 * len(found) + 0.08))
+    figure, ax = frame.frame([backend_handle(b, t, names, line=False) for b in found], t)
+    frame.rules(ax, t)
+    ax.axvline(1, color=t.role("rule"), linewidth=1, zorder=0.2)
+    for k, (backend, points) in enumerate(found.items()):
+        offset = 0.8 * (k / (len(found) - 1) - 0.5) if len(found) > 1 else 0.0
+        dots(ax, backend, [(i + offset, r) for i, r in points], t, names)
+    ratio_axis(ax, f"times as fast as {base}")
+    return figure
+
+
+def machines_drawing(
+    found: dict[str, list[tuple[int, Ratio]]], labels: Sequence[str], base: str, names: Sequence[str],
+    *, name: str, title: str, subtitle: str,
+) -> Drawing:  # fmt: skip
+    """One machine against another, unpaired: one row a problem, one marker a backend."""
+    flat = [label.replace("\n", ", ") for label in labels]
+    tips = {f"pt|{b}": [f"{b}, {flat[i]}: {words.ratio(r)} as fast" for i, r in points] for b, points in found.items()}
+    told = [f"{b}: " + ", ".join(f"{words.times(r.ratio)} at {flat[i]}" for i, r in pts) for b, pts in found.items()]
+    draw = partial(_draw_machines, Heading(title, subtitle), found, labels, base, names)
+    return Drawing(name, title, f"Speed relative to {base}, log axis. " + ". ".join(told), draw, tips)
+
+
 def _draw_winner(
     heading: Heading, found: list[tuple[str, str, str, Pair]], bands: Bands, names: Sequence[str], t: Theme
 ) -> Figure:
@@ -140,11 +167,11 @@ def _draw_winner(
     bands.draw(ax, t)
     for i, (_, best, _, pair) in enumerate(found):
         ratio, said = pair.seen_from(best), pair.verdict_for(best)
-        _dots(ax, best, [(i, ratio)], t, names, hollow=said != "faster")
+        dots(ax, best, [(i, ratio)], t, names, hollow=said != "faster")
         note = words.times(ratio.ratio) + ("" if said == "faster" else f", {said}")
         ax.annotate(note, (ratio.high or ratio.ratio, i), xytext=(7, 0), textcoords="offset points", va="center",
                     fontsize=8.3, color=t.role("soft"))  # fmt: skip
-    _ratio_axis(ax, "times as fast as the next best", room=0.24)
+    ratio_axis(ax, "times as fast as the next best", room=0.24)
     return figure
 
 
@@ -174,7 +201,7 @@ def winner_drawing(
     )
 
 
-def _dots(
+def dots(
     ax: Axes, backend: str, points: Sequence[tuple[float, Ratio]], t: Theme, names: Sequence[str], hollow: bool = False
 ) -> None:
     colour, ground = t.backend(backend, names), t.role("ground")
@@ -190,7 +217,7 @@ def _dots(
     )  # fmt: skip
 
 
-def _ratio_axis(ax: Axes, label: str, *, room: float = 0.0) -> None:
+def ratio_axis(ax: Axes, label: str, *, room: float = 0.0) -> None:
     """A log axis that always holds 1; ``room`` is the share left free at the right for numbers."""
     ax.set_xscale("log")
     low, high = ax.get_xlim()
@@ -265,8 +292,8 @@ def _draw_noise(
     ax.set_yticks([])
     bands.draw(ax, t)
     for backend in present:
-        _dots(ax, backend, [(i, r) for i, (r, b) in enumerate(found) if b == backend], t, names)
-    _ratio_axis(ax, "time of one run over time of the other")
+        dots(ax, backend, [(i, r) for i, (r, b) in enumerate(found) if b == backend], t, names)
+    ratio_axis(ax, "time of one run over time of the other")
     return figure
 
 

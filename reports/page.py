@@ -68,7 +68,7 @@ def environment() -> Environment:
 def write(report: Report, folder: Path) -> tuple[Path, Path]:
     """``index.html`` and ``report.md`` in ``folder``."""
     env = environment()
-    pictures = [p for v in report.places for g in v.galleries for p in g.pictures]
+    pictures = [p for g in report.galleries for p in g.pictures]
     drawn, styles = svg.share_styles([p.inline for p in pictures])
     inline = {p.name: Markup(text) for p, text in zip(pictures, drawn, strict=True)}
     css = "\n".join(
@@ -89,8 +89,7 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
 def _alignment(report: Report) -> str:
     """Numbers to the right: one rule a table, by column, instead of a class on every entry."""
     right = []
-    shown = [t for view in report.places for t in (view.answer, view.capacity, *view.tables)]
-    for t in (*shown, *report.profiles.tables):
+    for t in report.tables:
         right += [f"#{t.anchor} td:nth-child({i})" for i, c in enumerate(t.columns, 1) if c.numeric]
     return ",".join(right) + "{text-align:right}" if right else ""
 
