@@ -181,7 +181,7 @@ def _facts(b: Breakdown, one: Profile) -> str:
     if one.limit is not None and one.limit.percent is not None:
         said.append(f"{words.of_hundred(one.limit.percent)} of the limit")
     if b.launches:
-        said.append(f"{b.launches:.3g} launches")
+        said.append("1 launch" if b.launches == 1 else f"{b.launches:.3g} launches")
     if b.enqueue_ms is not None:
         said.append(f"{words.time(b.enqueue_ms)} of the host to launch a call")
     if b.syncs:
