@@ -14,7 +14,7 @@ import torch
 import variants
 from tests.seam import seam
 from variants._backend import Shape, UnsupportedError
-from variants._triton_config import Config, Sizes, _key, add_tuned, backward_config, forward_config, read_tuned
+from variants._triton_config import Sizes, backward_config, forward_config
 
 ROOT = Path(__file__).parents[1]
 USUAL = Sizes(torch.bfloat16, torch.bfloat16, 4, 32, 16)
@@ -72,21 +72,6 @@ def test_traffic_is_the_operations_floor_and_little_else() -> None:
     shape = Shape(1, 16384, 434, 4, 32, 16, 16384 * 434, 2, 2)
     for mode in ("fwd", "fwdbwd"):
         assert variants.load("triton_fused").cost(shape, mode).bytes <= 1.15 * variants.operation_floor(shape, mode)[1]
-
-
-def test_a_tuned_entry_is_found_again(tmp_path: Path) -> None:
-    path, best = tmp_path / "tuned.json", Config(32, 16, 4, 3, 168)
-    add_tuned(path, "forward", USUAL, 90, best)
-    add_tuned(path, "backward", USUAL, 90, Config(16, 16, 4, 2))
-    assert read_tuned(path) == {
-        _key("forward", USUAL, 90): best,
-        _key("backward", USUAL, 90): Config(16, 16, 4, 2),
-    }
-    code = (
-        "import torch; from variants._triton_config import *;"
-        "print(forward_config(Sizes(torch.bfloat16, torch.bfloat16, 4, 32, 16), 90).max_registers)"
-    )
-    assert _python("-c", code, PALLATOM_TRITON_TUNED=str(path)).stdout.strip() == "168"
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])

@@ -1,16 +1,10 @@
-"""Tile configurations: shipped defaults, and the file of tuned ones that a user can add to or ship."""
+"""Tile configurations, and the defaults that are shipped."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-
-TUNED_FILE_VARIABLE = "PALLATOM_TRITON_TUNED"
 
 
 @dataclass(frozen=True)
@@ -73,25 +67,22 @@ class Config:
 
 
 def forward_config(sizes: Sizes, arch: int) -> Config:
-    """The forward's configuration on ``sm_<arch>``: tuned, or else the shipped default."""
-    tuned = _tuned().get(_key("forward", sizes, arch))
-    if tuned is not None:
-        return tuned
+    """The forward's configuration on ``sm_<arch>``."""
     if sizes.single:
         return Config(16, 16, 4 if sizes.small else 8, 1)
-    if sizes.small:
-        return Config(16, 16, 2, 3)  # few warps: the fewest barriers; four programs share a multiprocessor
     padded = sizes.padded()
+    wide = padded["HP"] * padded["DH"]
+    if sizes.small and wide <= 128:
+        return Config(16, 16, 2, 3)  # few warps: the fewest barriers; four programs share a multiprocessor
+    if padded["CP"] > 32:
+        return Config(16, 16, 8, 1) if arch < 90 else Config(16, 16, 4 if wide <= 128 else 8, 2)
     if padded["HP"] * padded["CP"] <= 256:
         return Config(16, 16, 4, 3)
     return Config(16, 16, 8, 2 if padded["DH"] * padded["HP"] * padded["CP"] < 2**15 else 1)
 
 
 def backward_config(sizes: Sizes, arch: int) -> Config:
-    """The backward's configuration on ``sm_<arch>``: tuned, or else the shipped default."""
-    tuned = _tuned().get(_key("backward", sizes, arch))
-    if tuned is not None:
-        return tuned
+    """The backward's configuration on ``sm_<arch>``."""
     if sizes.single:
         return Config(16, 16, 4 if sizes.small else 8, 1)
     if sizes.small and sizes.padded()["HP"] * sizes.padded()["DH"] <= 128:
@@ -101,9 +92,6 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
 
 def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
     """The gather kernels' configuration: 64 slots a tile, or as many as keep the gathered keys in registers."""
-    tuned = _tuned().get(_key(f"{direction} gather", sizes, arch))
-    if tuned is not None:
-        return tuned
     padded = sizes.padded()
     elements = 4096 if direction == "forward" else 2048
     return Config(1, max(16, min(64, elements // (padded["HP"] * padded["DH"]))), 4, 1)
@@ -112,27 +100,3 @@ def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
 def pow2(n: int) -> int:
     """The least power of two from ``n`` on."""
     return 1 << (n - 1).bit_length()
-
-
-def _key(direction: str, sizes: Sizes, arch: int) -> str:
-    """Never the number of atoms or slots: what was tuned at one size serves all."""
-    dtypes = "/".join(str(t).removeprefix("torch.") for t in (sizes.dtype, sizes.pair_dtype))
-    return f"{direction} sm_{arch} {dtypes} H{sizes.heads} D{sizes.head_dim} C{sizes.channels}"
-
-
-@functools.cache
-def _tuned() -> dict[str, Config]:
-    """The entries of the file that ``PALLATOM_TRITON_TUNED`` names; none where it names none."""
-    path = os.environ.get(TUNED_FILE_VARIABLE)
-    return read_tuned(Path(path)) if path else {}
-
-
-def read_tuned(path: Path) -> dict[str, Config]:
-    return {key: Config(**entry) for key, entry in json.loads(path.read_text()).items()}
-
-
-def add_tuned(path: Path, direction: str, sizes: Sizes, arch: int, config: Config) -> None:
-    """Put one entry into a file of tuned configurations, made if it is not there."""
-    entries = json.loads(path.read_text()) if path.exists() else {}
-    entries[_key(direction, sizes, arch)] = asdict(config)
-    path.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")

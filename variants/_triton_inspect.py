@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._triton_config import Config, Sizes, backward_config, forward_config
+from ._triton_config import Config, Sizes, backward_config, forward_config, gather_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9
 _SHORT_LOOP_BYTES = 0x400
 _SM_REGISTERS, _SM_WARPS = 65536, 64
 _SM_SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
+_LEAST_SHARED_BYTES = 100 * 1024  # of an architecture that is not listed: consumer GPUs
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Inspection:
         return sum(n for op, n in self.instructions.items() if op.startswith("LDG") and "128" not in op)
 
     @property
+    def launches(self) -> bool:
+        """Whether a multiprocessor holds one program: else the launch fails, out of shared memory or registers."""
+        return self.ctas_per_sm >= 1
+
+    @property
     def occupancy(self) -> float:
         """Warps that fit a multiprocessor, of those it could hold."""
         return self.ctas_per_sm * self.num_warps / _SM_WARPS
@@ -93,7 +99,8 @@ class Inspection:
 
 _TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _BY_DTYPE = ("Q", "K", "V", "O", "DO", "DK", "DV")
-_INTEGERS = ("BASE", "START", "STOP", "QUERIES")
+_OTHER = {"BASE": "*i32", "START": "*i32", "STOP": "*i32", "QUERIES": "*i32", "HOLDERS": "*i32", "IDX": "*i64",
+          "FIRST": "*i64", "MASK": "*u8", "N": "i32", "SLOTS": "i32"}  # fmt: skip
 
 
 def inspect_shipped(
@@ -106,27 +113,55 @@ def inspect_shipped(
     head_dim: int = 32,
     channels: int = 16,
     holes: bool = False,
+    gather: bool = False,
     deterministic: bool = False,
     config: Config | None = None,
 ) -> Inspection:
-    """The band kernel of ``direction`` ("forward", "backward") as ``triton_fused`` would launch it on ``sm_<arch>``."""
+    """The main kernel of ``direction`` ("forward", "backward") as ``triton_fused`` would launch it on ``sm_<arch>``.
+
+    ``gather``: that of the gather mode; there "keys" is the deterministic backward's second kernel.
+    """
     import torch
 
     pair_dtype = pair_dtype or dtype
     sizes = Sizes(getattr(torch, dtype), getattr(torch, pair_dtype), heads, head_dim, channels)
+    kernel, config, constants = (_gather if gather else _band)(direction, sizes, arch, deterministic, config)
+    if not gather:
+        constants["HAS_MASK"] = holes
+    types = {name: _argument_type(name, dtype, pair_dtype) for name in kernel.arg_names if name not in constants}
+    if constants.get("ATOMIC") and gather:
+        types |= {"DK": "*fp32", "DV": "*fp32"}
+    if gather:
+        types["DQ"] = _TYPES[dtype]
+    signature = {name: types[name] for name in kernel.arg_names if name in types}
+    return inspect(kernel, signature, constants, arch=arch, pairs=config.rows * config.cols, **config.options())
+
+
+def _band(
+    direction: str, sizes: Sizes, arch: int, deterministic: bool, config: Config | None
+) -> tuple[Any, Config, dict[str, Any]]:
     if direction == "forward":
-        from ._triton_forward import forward_band as kernel
+        from ._triton_forward import forward_band
 
         config = config or forward_config(sizes, arch)
-        constants = sizes.padded() | config.forward_constants() | {"HAS_MASK": holes}
-    else:
-        from ._triton_backward import backward_band as kernel
+        return forward_band, config, sizes.padded() | config.forward_constants()
+    from ._triton_backward import backward_band
 
-        config = config or backward_config(sizes, arch)
-        constants = sizes.padded() | config.backward_constants() | {"HAS_MASK": holes, "ATOMIC": not deterministic}
-    run_time = (name for name in kernel.arg_names if name not in constants)
-    signature = {name: _argument_type(name, dtype, pair_dtype) for name in run_time}
-    return inspect(kernel, signature, constants, arch=arch, pairs=config.rows * config.cols, **config.options())
+    config = config or backward_config(sizes, arch)
+    return backward_band, config, sizes.padded() | config.backward_constants() | {"ATOMIC": not deterministic}
+
+
+def _gather(
+    direction: str, sizes: Sizes, arch: int, deterministic: bool, config: Config | None
+) -> tuple[Any, Config, dict[str, Any]]:
+    from . import _triton_gather as kernels
+
+    config = config or gather_config("forward" if direction == "forward" else "backward", sizes, arch)
+    constants = sizes.padded() | config.gather_constants()
+    if direction == "backward":
+        return kernels.backward_gather, config, constants | {"ATOMIC": not deterministic}
+    kernel = kernels.forward_gather if direction == "forward" else kernels.backward_gather_keys
+    return kernel, config, constants
 
 
 def _argument_type(name: str, dtype: str, pair_dtype: str) -> str:
@@ -134,11 +169,9 @@ def _argument_type(name: str, dtype: str, pair_dtype: str) -> str:
         return _TYPES[dtype]
     if name in ("P", "DP"):
         return _TYPES[pair_dtype]
-    if name in _INTEGERS:
-        return "*i32"
-    if name == "MASK":
-        return "*u8"
-    if name.isupper() and name not in ("N", "SLOTS"):
+    if name in _OTHER:
+        return _OTHER[name]
+    if name.isupper():
         return "*fp32"
     return "fp32" if name in ("scale", "eps") else "i32"
 
@@ -242,7 +275,7 @@ def _shortest_way(code: list[Instruction], first: int, last: int) -> dict[str, i
 
 def _ctas_per_sm(arch: int, registers: int, shared: int, num_warps: int) -> int:
     per_warp = -(-registers * 32 // 256) * 256
-    by_shared = _SM_SHARED_BYTES[arch] // (shared + 1024)
+    by_shared = _SM_SHARED_BYTES.get(arch, _LEAST_SHARED_BYTES) // (shared + 1024)
     return min(_SM_REGISTERS // per_warp // num_warps, by_shared, _SM_WARPS // num_warps, 32)
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ._band import BandPlan
 from ._remember import remembered
-from ._triton_config import Config, Sizes, backward_config, forward_config, gather_config, pow2
+from ._triton_config import Config, Sizes, pow2
+from ._triton_tune import choose
+from ._triton_tuned import Direction
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ def _kernels(part: str) -> Any:
     return importlib.import_module(f"._triton_{part}", __package__)
 
 
+def _choose(direction: Direction, problem: Problem, plan: BandPlan | None = None) -> Config:
+    mode = "gather" if plan is None else "holes" if plan.has_holes else "band"
+    return choose(direction, mode, problem.compiled_for, problem.q.device, problem.arch)
+
+
 def _blocks(n: int, size: int) -> int:
     return -(-n // size)
 
@@ -123,7 +130,7 @@ def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> t
     kernels = _kernels("forward")
     q, p = problem.q, problem.p
     b, n, h, _, slots, _ = problem.sizes
-    config = config or forward_config(problem.compiled_for, problem.arch)
+    config = config or _choose("forward", problem, plan)
     o = torch.empty_like(q)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
     rows = rows_of(plan)
@@ -153,7 +160,7 @@ def backward(
     kernels = _kernels("backward")
     q, p = problem.q, problem.p
     b, n, h, d, slots, _ = problem.sizes
-    config = config or backward_config(problem.compiled_for, problem.arch)
+    config = config or _choose("backward", problem, plan)
     dims, rows, device = problem.dims(), rows_of(plan), q.device
     heads = {name: dims[name] for name in ("H", "D", "C", "HP", "DH")}
     parts = (slots + config.cols - 2) // config.cols + 1 if deterministic else 1
@@ -185,7 +192,7 @@ def forward_gather(problem: Problem, idx: Tensor, config: Config | None = None) 
     """``(O [B, N, H, D], lse [B, N, H])`` over any neighbour table ``idx [N, K]``."""
     q = problem.q
     b, n, h, _, slots, _ = problem.sizes
-    config = config or gather_config("forward", problem.compiled_for, problem.arch)
+    config = config or _choose("forward", problem)
     o = torch.empty_like(q)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
     _kernels("gather").forward_gather[(n, b)](
@@ -235,7 +242,7 @@ def backward_gather(
     """
     q, p = problem.q, problem.p
     b, n, h, _, slots, _ = problem.sizes
-    config = config or gather_config("backward", problem.compiled_for, problem.arch)
+    config = config or _choose("backward", problem)
     tile = problem.dims() | config.gather_constants() | config.options()
     shapes = (n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps)
     kernels, atomic = _kernels("gather"), holders is None

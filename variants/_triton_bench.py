@@ -1,0 +1,100 @@
+"""One kernel on inputs of its own on the current CUDA device: what tuning runs and times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _triton_launch as launch
+from ._band import band_plan
+from ._triton_config import Config
+from ._triton_inspect import inspect_shipped
+from ._triton_tuned import Kernel
+
+_ATOMS, _PER_RESIDUE, _WINDOW = 16_384, 14, 32
+_MOST_BYTES = 1 << 30  # of p
+
+
+def band(n_atom: int) -> tuple[Tensor, Tensor]:
+    """``(neighbor_idx, valid_mask)`` of residues of 14 atoms, each seeing those less than 16 residues away."""
+    residue = torch.arange(n_atom, device="cuda") // _PER_RESIDUE
+    reach = _WINDOW // 2 - 1
+    start = ((residue - reach) * _PER_RESIDUE).clamp(min=0)
+    stop = ((residue + reach + 1) * _PER_RESIDUE).clamp(max=n_atom)
+    slots = torch.arange((2 * reach + 1) * _PER_RESIDUE, device="cuda")
+    live = slots < (stop - start)[:, None]
+    return torch.where(live, start[:, None] + slots, 0), live
+
+
+class GpuBench:
+    """``run`` gives the kernel's results on 16,384 atoms (fewer where p would take more than 1 GiB)."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel, self.device = kernel, torch.cuda.get_device_name()
+        sizes = kernel.sizes
+        slots = (_WINDOW - 1) * _PER_RESIDUE
+        n = min(_ATOMS, _MOST_BYTES // (slots * sizes.channels * sizes.pair_dtype.itemsize))
+        gen = torch.Generator("cuda").manual_seed(0)
+        idx, live = band(n)
+        if kernel.mode == "holes":
+            live = live & (torch.rand(live.shape, generator=gen, device="cuda") < 0.9)
+        elif kernel.mode == "gather":  # the same neighbours in another order, a row at a time
+            order = torch.rand(idx.shape, generator=gen, device="cuda").argsort(1)
+            idx, live = idx.gather(1, order), live.gather(1, order)
+
+        def normal(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.randn(shape, generator=gen, device="cuda", dtype=dtype)
+
+        q, k, v, self._grad_o = (normal(1, n, sizes.heads, sizes.head_dim, dtype=sizes.dtype) for _ in range(4))
+        p = normal(1, n, slots, sizes.channels, dtype=sizes.pair_dtype)
+        gamma = 1 + 0.2 * normal(sizes.channels, dtype=torch.float32)
+        weight = normal(sizes.heads, sizes.channels, dtype=torch.float32) / sizes.channels**0.5
+        self._problem = launch.Problem(q, k, v, p, gamma, weight, live.view(torch.uint8), 1e-5)
+        self._launch = self._band(idx, live) if kernel.mode != "gather" else self._gather(idx)
+
+    def _band(self, idx: Tensor, live: Tensor) -> Callable[[Config], tuple[Tensor, ...]]:
+        plan = band_plan(idx, live)
+        if self.kernel.direction == "forward":
+            return lambda config: launch.forward(self._problem, plan, config)
+        o, lse = launch.forward(self._problem, plan, self._forward().shipped())
+        return lambda config: launch.backward(
+            self._problem, plan, o, lse, self._grad_o, deterministic=False, config=config
+        )
+
+    def _gather(self, idx: Tensor) -> Callable[[Config], tuple[Tensor, ...]]:
+        if self.kernel.direction == "forward":
+            return lambda config: launch.forward_gather(self._problem, idx, config)
+        o, lse = launch.forward_gather(self._problem, idx, self._forward().shipped())
+        return lambda config: launch.backward_gather(self._problem, idx, o, lse, self._grad_o, config=config)
+
+    def _forward(self) -> Kernel:
+        return Kernel("forward", self.kernel.mode, self.kernel.sizes, self.kernel.arch)
+
+    def run(self, config: Config) -> tuple[Tensor, ...]:
+        return self._launch(config)
+
+    def median_ms(self, config: Config) -> float:
+        """Each call finds the cache swept; the sweep is also what hides the time to launch."""
+        from triton.testing import do_bench
+
+        found: Any = do_bench(lambda: self._launch(config), warmup=20, rep=100, return_mode="median")
+        return float(found)
+
+    def spills(self, config: Config) -> int:
+        sizes = self.kernel.sizes
+        found = inspect_shipped(
+            self.kernel.direction,
+            arch=self.kernel.arch,
+            dtype=str(sizes.dtype).removeprefix("torch."),
+            pair_dtype=str(sizes.pair_dtype).removeprefix("torch."),
+            heads=sizes.heads,
+            head_dim=sizes.head_dim,
+            channels=sizes.channels,
+            holes=self.kernel.mode == "holes",
+            gather=self.kernel.mode == "gather",
+            config=config,
+        )
+        return found.spills
