@@ -1,0 +1,210 @@
+"""A commit that cannot run has no numbers, has reasons, and fails nothing; measuring is not done where asv forks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import asv_measure
+from benchmarks.asv_metrics import STATUS_CODES
+from benchmarks.harness import device, kernels, record
+from benchmarks.harness.record import Record
+from tests import planted_repo
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# As asv does it: the benchmarks by an importer of their own, the project's packages from the path. torch is refused in
+# this very process; the harness's worker is another.
+MEASURE = """
+import json, sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise ImportError("torch has no place in a process that asv starts")
+sys.meta_path.insert(0, NoTorch())
+sys.path.insert(0, sys.argv[1])
+from asv_runner._aux import update_sys_path
+update_sys_path(sys.argv[2])
+import importlib
+rows = importlib.import_module("benchmarks.asv_measure").measure_commit()
+assert "torch" not in sys.modules
+print(json.dumps([[level, cell, row] for (level, cell), row in rows.items()]))
+"""
+CELLS = "all level=attention device=cpu n_atom=512 window=16 k=64 dtype=float32 mode=fwd backend="
+
+
+def measured(code: Path, folder: Path, backends: str, also: str = "") -> tuple[dict[str, dict[str, Any]], list[Record]]:
+    """What asv would be given for the code in this folder, by backend, and the records behind it."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("ASV_", "BENCH_"))}
+    env |= {"BENCH_CELLS": CELLS + backends + also, "BENCH_RESULTS": str(folder / "results"), "BENCH_QUICK": "1"}
+    env |= {"BENCH_MACHINE": "testbed", "ASV_COMMIT": "0123456789abcdef", "ASV_ENV_NAME": "thin"}
+    command = [sys.executable, "-P", "-c", MEASURE, str(code), str(ROOT / "benchmarks")]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    path = folder / "results" / "testbed" / "records" / "01234567-thin.jsonl"
+    return {cell[1]: row for _, cell, row in json.loads(done.stdout)}, list(record.read(path))
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """The measured packages, to be spoiled."""
+    for package in ("pallatom", "variants"):
+        shutil.copytree(ROOT / package, tmp_path / "code" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "code"
+
+
+def _append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def test_a_backend_that_is_missing_crashes_or_takes_other_parameters_costs_itself_alone(
+    code: Path, tmp_path: Path
+) -> None:
+    (code / "variants" / "banded.py").unlink()  # as in a commit older than it
+    dies, other = (
+        "def _dies(self, *inputs):\n    import ctypes; ctypes.string_at(0)",
+        "def _other(self, *_, another): ...",
+    )
+    for backend, spoilt in (
+        ("sdpa_tiles", f"{dies}\n\n\nSdpaTilesBlock._attend = _dies"),
+        ("xformers_blocksparse", f"{other}\n\n\nXformersBlocksparseBlock._attend = _other"),
+    ):
+        _append(code / "variants" / f"{backend}.py", f"\n\n{spoilt}\n")
+    rows, records = measured(code, tmp_path, "banded,sdpa_tiles,dense,xformers_blocksparse")
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "banded": STATUS_CODES["unsupported"],
+        "sdpa_tiles": STATUS_CODES["crashed"],
+        "xformers_blocksparse": STATUS_CODES["crashed"],
+        "dense": STATUS_CODES["ok"],
+    }
+    told = {one.backend: one.reason or "" for one in records}
+    assert told["banded"].startswith("backend: banded is required, this code has cpu_fused, dense, ")
+    assert "SIGSEGV" in told["sdpa_tiles"]
+    assert "another" in told["xformers_blocksparse"]
+    for name, row in rows.items():
+        measured_too = [metric for metric in ("latency", "peak_memory", "gate_error") if row[metric] is not None]
+        assert bool(measured_too) == (name == "dense"), name
+    timing = next(one.timing for one in records if one.backend == "dense")
+    assert timing is not None
+    assert rows["dense"]["latency"]["samples"] == [ms / 1e3 for ms in timing.samples_ms]
+    assert {one.provenance.machine for one in records} == {"testbed"}
+    assert {one.provenance.commit for one in records} == {"0123456789abcdef"}
+
+
+def test_a_commit_whose_variants_lack_what_todays_harness_asks_for_is_measured_as_far_as_it_goes(
+    code: Path, tmp_path: Path
+) -> None:
+    _append(code / "variants" / "__init__.py", "\ndel convert\n")
+    rows, records = measured(code, tmp_path, "dense", " level=attention")
+    assert rows["dense"]["status"] == STATUS_CODES["crashed"]
+    assert "no attribute 'convert'" in (records[0].reason or "")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda code: shutil.rmtree(code / "variants"), "variants"),
+        (lambda code: (code / "variants" / "_registry.py").unlink(), "expected this project's package"),
+    ],
+)
+def test_a_commit_without_the_packages_is_not_started(code: Path, tmp_path: Path, spoil: Any, told: str) -> None:
+    spoil(code)
+    (code / "variants").mkdir(exist_ok=True)
+    (code / "variants" / "__init__.py").touch()
+    rows, records = measured(code, tmp_path, "dense,banded")
+    assert {row["status"] for row in rows.values()} == {STATUS_CODES["crashed"]}
+    assert len(records) == 2
+    assert all(told in (one.reason or "") for one in records)
+
+
+def test_a_commit_that_does_not_import_has_a_reason_per_cell(code: Path, tmp_path: Path) -> None:
+    _append(code / "pallatom" / "__init__.py", "\nraise ImportError('cannot be imported today')\n")
+    rows, records = measured(code, tmp_path, "dense,banded")
+    assert {row["status"] for row in rows.values()} == {STATUS_CODES["crashed"]}
+    assert ["cannot be imported today" in (one.reason or "") for one in records] == [True, True]
+    assert all(row["latency"] is None for row in rows.values())
+
+
+# -- is it the commit's own code? --------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> tuple[Path, str]:
+    folder = tmp_path / "repository"
+    for package in ("pallatom", "variants"):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").write_text(f"# {package}\n")
+    (folder / "variants" / "_registry.py").write_text("# ours\n")
+    (folder / "variants" / "_cpu_fused.cpp").write_text("// compiled where it runs\n")
+    planted_repo.git(folder, "init", "--quiet", "--initial-branch=main")
+    return folder, planted_repo.commit(folder, "Begin", day=0)
+
+
+def _installed(folder: Path, monkeypatch: pytest.MonkeyPatch, repository: Path, commit: str, inside: Path) -> None:
+    monkeypatch.setattr(asv_measure, "code_origin", lambda: folder)
+    monkeypatch.setenv("ASV_ENV_DIR", str(inside))
+    monkeypatch.setenv("ASV_CONF_DIR", str(repository))
+    monkeypatch.setenv("BENCH_COMMIT", commit)
+
+
+def test_the_commits_own_wheel_is_told_from_a_working_tree(
+    repository: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, commit = repository
+    environment = tmp_path / "environment"
+    site = environment / "site-packages"
+    shutil.copytree(tree, site, ignore=shutil.ignore_patterns(".git"))
+    _installed(site, monkeypatch, tree, commit, environment)
+    assert asv_measure.foreign_code() is None
+    _installed(tree, monkeypatch, tree, commit, environment)
+    assert "expected the commit's own wheel in asv's environment" in (asv_measure.foreign_code() or "")
+    _installed(site, monkeypatch, tree, commit, environment)
+    for source in ("variants/__init__.py", "variants/_cpu_fused.cpp"):
+        kept = (site / source).read_text()
+        (site / source).write_text("// another commit's\n")
+        assert f"expected the sources of commit {commit}" in (asv_measure.foreign_code() or ""), source
+        (site / source).write_text(kept)
+    assert asv_measure.foreign_code() is None
+
+
+def test_a_commit_that_git_cannot_show_is_taken_on_its_place_alone(
+    repository: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, _ = repository
+    assert asv_measure.committed_hash(tree, "0" * 40) is None
+    assert asv_measure.committed_hash(tmp_path, "HEAD") is None
+    _installed(tree, monkeypatch, tmp_path, "0" * 40, tree)
+    assert asv_measure.foreign_code() is None
+
+
+def test_this_projects_own_commit_hashes_as_its_checkout_does(tmp_path: Path) -> None:
+    command = ["git", "-C", str(ROOT), "archive", "--format=tar", "HEAD", "pallatom", "variants"]
+    archive = subprocess.run(command, capture_output=True, check=False)
+    if archive.returncode:
+        pytest.skip("not a git checkout")
+    subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)
+    assert asv_measure.committed_hash(ROOT, "HEAD") == device.code_hash(tmp_path)
+
+
+# -- kernels -----------------------------------------------------------------------------------------
+
+
+def test_kernels_of_a_commit_without_an_inspector_are_unsupported(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code / "variants" / "_triton_inspect.py").unlink()
+    script = "import json, sys; sys.path[:0] = sys.argv[1:]\nfrom benchmarks.harness.kernels import inspect\n"
+    script += "print(json.dumps(inspect('forward', 90, 'bfloat16')))"
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-P", "-c", script, str(code), str(ROOT)]
+    done = subprocess.run(command, env=env, cwd=code, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["status"] == "unsupported"
+    assert "_triton_inspect" in found["reason"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert kernels.inspect("forward", 90, "bfloat16")["status"] == "unsupported"
