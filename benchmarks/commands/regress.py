@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -11,15 +12,17 @@ from typing import Annotated
 import typer
 
 from ..harness import regression
-from ..harness.cases import BadAxis
+from ..harness.cases import LEVELS, BadAxis
 from ..harness.commits import BadRange, Code, between
 from ..harness.host import Host
 from ..harness.process import ROOT
 from ..harness.record import Record
-from ..harness.versus import AIMED_ROUNDS, LEAN, Listener, NothingRuns, Plan, Versus, problems_of
+from ..harness.versus import AIMED_ROUNDS, LEAN, MOST_ROUNDS, Listener, NothingRuns, Plan, Versus, choose, problems_of
 from . import console as show
 from . import options as opt
 from . import regress_table as told
+
+SIZES = ["512"]  # small, since every cell is gone through a hundred times
 
 
 @opt.reported
@@ -44,12 +47,22 @@ def regress(
     structure: opt.Structures = None,
     n_atom: opt.Sizes = None,
     atoms: opt.AtomSets = None,
-    window: opt.Windows = ["32"],  # noqa: B006
+    window: opt.Windows = ["16"],  # noqa: B006
     k: opt.Caps = None,
     heads: opt.Heads = ["4"],  # noqa: B006
     dtype: opt.DTypes = ["float32"],  # noqa: B006
-    mode: opt.Modes = ["fwd,fwdbwd"],  # noqa: B006
-    level: opt.Levels = ["attention,block"],  # noqa: B006
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="fwd, fwdbwd (with all gradients), train (with an AdamW step).", rich_help_panel=opt.AXES),
+    ] = None,
+    level: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"How much of the model: {', '.join(LEVELS)}. [default, with --mode: attention at fwd and "
+            "block at fwdbwd]",
+            rich_help_panel=opt.AXES,
+        ),
+    ] = None,
     device: opt.Device = "auto",
     window_style: opt.Styles = ["residues"],  # noqa: B006
     batch: opt.Batches = ["1"],  # noqa: B006
@@ -61,6 +74,12 @@ def regress(
             min=1, help="End after so many seconds. More rounds settle smaller changes.", rich_help_panel=opt.RUN
         ),
     ] = 180.0,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=1, help="At most so many pairs of processes; a verdict on time needs three.", rich_help_panel=opt.RUN
+        ),
+    ] = MOST_ROUNDS,
     margin: Annotated[
         float, typer.Option(help="A change up to this share of the whole does not matter.", rich_help_panel=opt.RUN)
     ] = regression.MARGIN,
@@ -109,6 +128,8 @@ def regress(
 
       python -m benchmarks regress v1..v2 -b banded -n 2048 --level attention --budget-s 60
     """  # fmt: skip
+    if markdown is not None and markdown.is_dir():
+        raise BadAxis(f"--markdown: expected a file's path, {markdown} is a folder")
     if not 0 < margin < 1:
         raise BadAxis(f"--margin: expected a share between 0 and 1, got {margin:g}")
     try:
@@ -119,14 +140,18 @@ def regress(
             return
         with Host(threads=threads) as host:
             chosen = opt.one_device(device, host)
-        wanted = opt.axes(
-            workload=workload, structure=structure, n_atom=n_atom or _default_size(workload, structure), atoms=atoms,
-            window=window, k=k, heads=heads, dtype=dtype, mode=mode, level=level, style=window_style, batch=batch,
+        asked = functools.partial(
+            opt.axes, workload=workload, structure=structure, atoms=atoms, window=window, k=k, heads=heads, dtype=dtype,
+            n_atom=n_atom or (None if workload or structure else SIZES), style=window_style, batch=batch,
             device=chosen, seed=seed,
         )  # fmt: skip
+        wanted = asked(level=level or ["attention"], mode=mode or ["fwd"])
+        if not level and not mode:
+            wanted += asked(level=["block"], mode=["fwdbwd"])
+        choose(opt.words(backend), a, b)
         plan = Plan(
-            problems_of(wanted), opt.words(backend), budget_s=budget_s, out=opt.out_path(out), threads=threads,
-            seed=seed, argv=tuple(sys.argv),
+            problems_of(wanted), opt.words(backend), budget_s=budget_s, rounds=rounds, out=opt.out_path(out),
+            threads=threads, seed=seed, argv=tuple(sys.argv),
         )  # fmt: skip
         account = _measure(a, b, plan, margin, as_json=as_json)
     except BadRange as e:
@@ -136,10 +161,6 @@ def regress(
         raise typer.Exit(opt.BAD_INPUT) from None
     _tell(account, markdown, as_json=as_json)
     raise typer.Exit(opt.FAILED if account.regressions else 0)
-
-
-def _default_size(workload: list[str] | None, structure: list[str] | None) -> list[str] | None:
-    return None if workload or structure else ["512"]
 
 
 def _account(a: Code, b: Code, *, margin: float) -> told.Account:

@@ -16,7 +16,7 @@ from . import console as show
 
 COLUMNS = ("backend", "problem", "time A", "time B", "B / A", "95% interval", "time", "peak A", "peak B", "memory")
 MARKER = "<!-- benchmarks regress -->"  # by which a later run finds its comment again
-LONGEST_REASON, MOST_ROWS = 200, 200
+LONGEST_REASON, MOST_ROWS = 200, 120  # a comment holds 65,536 characters
 _STYLES = {"slower": "bold red", "heavier": "bold red", "broken": "bold red", "faster": "green", "lighter": "green"}
 _ORDER = ("broken", "slower", "heavier", "faster", "lighter", "fixed")
 
@@ -45,7 +45,7 @@ class Account:
             return f"Nothing to compare: {self.missing}."
         if self.same_code:
             return "Both commits hold the same code: nothing was measured."
-        count, total = len(self.regressions), len(self.findings)
+        count, total = len(self.regressions), sum(f.outcome != "n/a" for f in self.findings)
         if count:
             return f"{count} of {total} cells regressed."
         found = [f.speed for f in self.findings if f.outcome == "ran"]
@@ -103,7 +103,7 @@ def table(findings: Sequence[Finding]) -> Table:
     shown = Table(title="B against A: the worst first", title_justify="left")
     for column in COLUMNS:
         shown.add_column(column, justify="left" if column in ("backend", "problem", "time", "memory") else "right")
-    for finding in by_weight(findings):
+    for finding in by_weight([f for f in findings if f.outcome != "n/a"]):
         shown.add_row(*(_styled(text) for text in row(finding)))
     return shown
 
@@ -137,13 +137,12 @@ def markdown(account: Account) -> str:
     lines = [MARKER, f"### {sign} Benchmarks: {account.headline}", "", f"A: {_cell(a)}  ", f"B: {_cell(b)}", ""]
     ranked = by_weight(account.findings)
     lines += _rows([f for f in ranked if f.regressed])
+    lines += [f"- {_cell(reason)}" for reason in reasons(account.regressions)[:MOST_ROWS]]
     others = [f for f in ranked if not f.regressed]
     if others:
-        lines += ["<details><summary>All other cells</summary>", "", *_rows(others[:MOST_ROWS])]
-        if len(others) > MOST_ROWS:
-            lines += [f"… and {len(others) - MOST_ROWS} more.", ""]
-        lines += [*(f"- {_cell(reason)}" for reason in reasons(others)), "", "</details>", ""]
-    lines += [f"- {_cell(reason)}" for reason in reasons(account.regressions)]
+        lines += ["", "<details><summary>All other cells</summary>", ""]
+        lines += _rows([f for f in others if f.outcome != "n/a"])
+        lines += [*(f"- {_cell(reason)}" for reason in reasons(others)[:MOST_ROWS]), "", "</details>"]
     if account.findings:
         lines += ["", account.method]
     return "\n".join(lines) + "\n"
@@ -152,8 +151,13 @@ def markdown(account: Account) -> str:
 def _rows(findings: Sequence[Finding]) -> list[str]:
     if not findings:
         return []
+    more = len(findings) - MOST_ROWS
     head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return [*head, *("| " + " | ".join(_bold(_cell(text)) for text in row(f)) + " |" for f in findings), ""]
+    return [
+        *head,
+        *("| " + " | ".join(_bold(_cell(text)) for text in row(f)) + " |" for f in findings[:MOST_ROWS]),
+        "",
+    ] + ([f"… and {more} more.", ""] if more > 0 else [])
 
 
 def _bold(text: str) -> str:

@@ -54,6 +54,15 @@ class Code:
             absent = [path for path in wanted if path not in found]
         return f"{self.short} holds no {', '.join(absent)}" if absent else None
 
+    def backends(self) -> set[str]:
+        """By name: a file of ``variants`` without a leading underscore is one."""
+        if self.dirty:
+            files = [path.name for path in (self.repo / "variants").glob("*.py")]
+        else:
+            listed = _git(self.repo, "ls-tree", "--name-only", f"{self.commit}:variants").splitlines()
+            files = [name for name in listed if name.endswith(".py")]
+        return {name.removesuffix(".py") for name in files if not name.startswith("_")}
+
     def export(self, folder: Path) -> None:
         """Write the packages into ``folder``, which is part of no checkout."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,10 +37,11 @@ from .sweep import portable, work
 
 SIDES = ("a", "b")
 LEAN = "lean"  # on the axis of backends: all that run no compiler
-LEAST_BLOCKS, MOST_BLOCKS = 3, 15
+LEAST_BLOCKS, MOST_BLOCKS = 2, 15
 AIMED_ROUNDS, MOST_ROUNDS = 6, 10
 TRIES = 2  # a side that failed gets another process before the failure is believed
-FIRST_GATE_PAIRS, LATER_GATE_PAIRS = 1 << 18, 1 << 14
+FIRST_GATE_PAIRS, LATER_GATE_PAIRS = 1 << 17, 1 << 14
+MEMORY_ROUNDS = 2  # allocators keep the same accounts in every process
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Plan:
     problems: tuple[tuple[Problem, str | None], ...]
     backends: tuple[str, ...]
     budget_s: float = 180.0
+    rounds: int = MOST_ROUNDS
     out: Path | None = None
     threads: int | None = None
     seed: int = 0
@@ -65,8 +67,16 @@ class Cell:
     problem: Problem
     source: str | None
     failures: dict[str, list[str]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    calls: int = 0  # of one sample, once they are known
+    seconds: float = 0.0  # that the slower side's sample takes
     rounds: int = 0
     over: bool = False
+
+    def learn(self, ready: Iterable[Event]) -> None:
+        """Both sides take as many calls a sample, those of the side that needs more."""
+        answers = list(ready)
+        self.calls = max(int(answer["calls"]) for answer in answers)
+        self.seconds = max(answer["seconds"] / answer["calls"] * self.calls for answer in answers)
 
     def settle(self) -> None:
         """Nothing more to learn where a side does not run, or has failed as often as it may."""
@@ -126,7 +136,7 @@ class Versus:
             self.listener.planned(self.codes["a"], self.codes["b"], len(self.cells))
             # what starting and gating takes is not known yet
             self._share_s = 0.3 * self.plan.budget_s / AIMED_ROUNDS / max(len(self.cells), 1)
-            while self.rounds < MOST_ROUNDS and (left := [cell for cell in self.cells if not cell.over]):
+            while self.rounds < self.plan.rounds and (left := [cell for cell in self.cells if not cell.over]):
                 self._round(sides, left)
         return self.records
 
@@ -148,17 +158,24 @@ class Versus:
         """Every backend that either side has, on every problem."""
         for side in sides.values():
             side.start()
-        known: dict[str, bool] = {}
-        for side in sides.values():
-            with suppress(WorkerDied, WorkerTimeout):  # it will show again, and be recorded, cell by cell
-                for name, compiles in side.backends().items():
-                    known[name] = known.get(name, False) or compiles
-        names = choose(self.plan.backends, known)
+        names = choose(self.plan.backends, *self.codes.values())
+        if LEAN in names:
+            compiling = {name for side in sides.values() for name in self._compiling(side)}
+            known = self.codes["a"].backends() | self.codes["b"].backends()
+            lean = tuple(sorted(known - compiling))
+            names = tuple(dict.fromkeys(one for name in names for one in (lean if name == LEAN else (name,))))
         return [
             Cell(name, problem, source)
             for problem, source in self.plan.problems
             for name in ((INDEX_BACKEND,) if problem.level == "index" else names)
         ]
+
+    def _compiling(self, side: Side) -> list[str]:
+        """The backends of one side that run a compiler; none if it cannot even be asked, which will be recorded."""
+        try:
+            return [name for name, compiles in side.backends().items() if compiles]
+        except (WorkerDied, WorkerTimeout):
+            return []
 
     # -- a round -----------------------------------------------------------------------------------
 
@@ -191,7 +208,7 @@ class Versus:
         left_s, least_s = self._deadline - time.monotonic(), price_s + self._least_s
         if left_s < least_s:
             raise NoTime
-        rounds = max(min(AIMED_ROUNDS - self.rounds, int(left_s / max(least_s, 1e-3))), 1)
+        rounds = max(min(min(AIMED_ROUNDS, self.plan.rounds) - self.rounds, int(left_s / max(least_s, 1e-3))), 1)
         self._share_s = max(left_s / rounds - price_s, 0.0) / max(cells, 1)
 
     # -- a cell in a round -------------------------------------------------------------------------
@@ -211,35 +228,34 @@ class Versus:
             if name not in found:
                 found[name] = self._ask(sides[name], cell, "close", "cell", limit_s=self.plan.limits_s["gate"])
         if samples is not None and all(one["status"] == "ok" for one in found.values()):
-            calls = max(answer["calls"] for answer in ready.values())
             for name, taken in samples.items():
-                found[name] = found[name] | {"timing": _timing(taken, calls, ready[name]["cache"])}
+                found[name] = found[name] | {"timing": _timing(taken, cell.calls, ready[name]["cache"])}
         self._record(sides, cell, found)
 
     def _open(self, side: Side, cell: Cell) -> Event:
         pairs = LATER_GATE_PAIRS if self.rounds else FIRST_GATE_PAIRS
-        options = Options(gate_pairs=pairs, limits_s=self.plan.limits_s)
+        options = Options(gate_pairs=pairs, memory=self.rounds < MEMORY_ROUNDS, limits_s=self.plan.limits_s)
         try:
             side.describe(cell.problem.device)
             side.enter(cell.problem, cell.source, options, self._deadline)
         except (WorkerDied, WorkerTimeout) as e:
             return self._failure(e, cell.backend)
-        return self._ask(side, cell, "open", "ready", limit_s=self.plan.limits_s["build"])
+        known = {"calls": cell.calls, "seconds": cell.seconds} if cell.calls else None
+        return self._ask(side, cell, "open", "ready", limit_s=self.plan.limits_s["build"], known=known)
 
     def _sample(
         self, sides: dict[str, Side], cell: Cell, ready: dict[str, Event], found: dict[str, dict[str, Any]]
     ) -> dict[str, list[float]] | None:
         """Blocks of one sample a side, in turn; None, and the reason in ``found``, if a side fails on the way."""
         started = time.monotonic()
-        calls = max(answer["calls"] for answer in ready.values())
-        block_s = sum(answer["seconds"] / answer["calls"] * calls for answer in ready.values())
-        blocks = min(max(int(self._share_s / max(block_s, 1e-6)), LEAST_BLOCKS), MOST_BLOCKS)
+        cell.learn(ready.values())
+        blocks = min(max(int(self._share_s / max(2 * cell.seconds, 1e-6)), LEAST_BLOCKS), MOST_BLOCKS)
         samples: dict[str, list[float]] = {name: [] for name in SIDES}
         try:
             for _ in range(blocks):
                 for name in self._draw.sample(SIDES, 2):
                     limit_s = self.plan.limits_s["timing"]
-                    answer = self._ask(sides[name], cell, "sample", "sample", limit_s=limit_s, calls=calls)
+                    answer = self._ask(sides[name], cell, "sample", "sample", limit_s=limit_s, calls=cell.calls)
                     if answer["event"] != "sample":
                         found[name] = answer
                         return None
@@ -321,19 +337,19 @@ def _provenance(sides: dict[str, Side], name: str) -> dict[str, Any]:
     return other | {"commit": side.code.commit, "dirty": side.code.dirty, "code": code_hash(side.folder)}
 
 
-def choose(asked: tuple[str, ...], known: dict[str, bool]) -> tuple[str, ...]:
-    """The backends asked for, out of those that either side has (and whether they run a compiler).
+def choose(asked: tuple[str, ...], a: Code, b: Code) -> tuple[str, ...]:
+    """The backends asked for by name, ``all`` replaced by those that either side has; ``lean`` stays as it is.
 
     Raises
     ------
     BadAxis
         For a name that neither side has.
     """
-    lists = {"all": sorted(known), LEAN: sorted(name for name, compiles in known.items() if not compiles)}
-    names = [name for one in asked for name in lists.get(one, [one])]
+    known = sorted(a.backends() | b.backends())
+    names = [name for one in asked for name in (known if one == "all" else [one])]
     for name in names:
-        if name not in known:
-            raise BadAxis(f"--backend: expected one of {', '.join((*sorted(known), *lists))}; got {name!r}")
+        if name not in known and name != LEAN:
+            raise BadAxis(f"--backend: expected one of {', '.join((*known, 'all', LEAN))}; got {name!r}")
     return tuple(dict.fromkeys(names))
 
 
