@@ -33,7 +33,7 @@ RESULTS, QUICK, COMMIT, MACHINE = "BENCH_RESULTS", "BENCH_QUICK", "BENCH_COMMIT"
 ENVIRONMENT, ENVIRONMENT_FOLDER = "ASV_ENV_NAME", "ASV_ENV_DIR"
 # An interval of 99%, which is asv's, takes eight samples; slow arms leave earlier, and asv says "not significant".
 FULL = Options(budget_s=6.0, min_blocks=20)
-BRIEF = Options(budget_s=1.0, min_blocks=8, max_blocks=40)
+BRIEF = Options(budget_s=2.0, min_blocks=12, max_blocks=60)
 
 Cache = dict[tuple[str, tuple], dict[str, Any]]
 Cells = dict[tuple[str, str], tuple[str, tuple]]  # (problem's key, backend) -> (level, cell)

@@ -1,0 +1,155 @@
+"""``asv run`` over a small repository with known faults: its results name them, and every number has its record."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from benchmarks import asv_trace
+from benchmarks.asv_metrics import STATUS_CODES
+from benchmarks.harness.record import Record, read
+from benchmarks.harness.statistics import paired_ratio
+from tests import planted_repo
+
+ASV = Path(sys.executable).with_name("asv")
+CELLS = "all level=attention device=cpu backend=banded,sdpa_tiles n_atom=512 window=32 k=all dtype=float32 mode=fwd"
+MACHINE = "testbed"
+
+
+@dataclass(frozen=True)
+class Ran:
+    planted: planted_repo.Planted
+    broken: str
+    said: str
+
+    @property
+    def results(self) -> Path:
+        return self.planted.path / "results"
+
+    def asv(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return _asv(self.planted.path, *command)
+
+    def cells(self, commit: str) -> dict[str, Record]:
+        """The records of a commit, by backend."""
+        (path,) = (self.results / MACHINE / "records").glob(f"{commit[:8]}-*.jsonl")
+        return {one.backend: one for one in read(path)}
+
+
+def _asv(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("ASV_", "BENCH_", "GIT_"))}
+    # Otherwise the C library decides from what one backend frees whether another pays for fresh pages in every call.
+    env |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+    env |= {"HOME": str(folder.parent), "BENCH_CELLS": CELLS}
+    return subprocess.run([str(ASV), *command], cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def measured(folder: Path) -> Ran:
+    """Five commits, the last of which does not import, measured by one ``asv run``."""
+    pytest.importorskip("asv", reason="asv is an optional extra")
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    planted = planted_repo.make(folder / "repository", also=("asv.conf.json", "asv_plugin.py", "benchmarks"))
+    file = planted.path / "pallatom" / "__init__.py"
+    file.write_text(file.read_text() + "\nraise ImportError('planted: does not import')\n")
+    broken = planted_repo.commit(planted.path, "Break the import", day=4)
+    machine = {"machine": MACHINE, "os": "", "arch": "", "cpu": "", "num_cpu": "2", "ram": ""}
+    (folder / ".asv-machine.json").write_text(json.dumps({MACHINE: machine, "version": 1}))
+    done = _asv(planted.path, "run", "--quick", "--show-stderr", "--machine", MACHINE, "ALL")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Ran(planted, broken, done.stdout)
+
+
+@pytest.mark.timeout(900)
+def test_asv_names_what_was_planted(tmp_path: Path) -> None:
+    """One test, since the run behind it takes a minute."""
+    ran = measured(tmp_path)
+    each_commit_is_measured_as_its_own_code(ran)
+    every_number_has_its_record_and_a_changed_one_has_none(ran, tmp_path)
+    the_commit_that_does_not_import_is_na_with_a_reason(ran)
+    asv_names_the_heavier_commit_and_no_other(ran)
+    the_records_name_the_slower_commit_and_no_other(ran)
+    what_is_compared_is_printed_and_nothing_else(ran)
+
+
+def every_number_has_its_record_and_a_changed_one_has_none(ran: Ran, tmp_path: Path) -> None:
+    numbers = list(asv_trace.trace(ran.results))
+    assert [n.why for n in numbers if n.record is None] == []
+    assert len({n.file for n in numbers}) == 5
+    good = [n for n in numbers if n.benchmark.endswith(("latency", "peak_memory", "first_call"))]
+    assert len(good) == 3 * 2 * 4  # metrics, backends, commits that import
+    for n in numbers:
+        assert n.record is not None
+        assert n.record.provenance.commit is not None
+        assert n.file.name.startswith(n.record.provenance.commit[:8])
+        assert n.record.provenance.machine == n.file.parent.name == MACHINE
+    spoilt = tmp_path / "results"
+    shutil.copytree(ran.results, spoilt)
+    (path,) = (spoilt / MACHINE).glob(f"{ran.planted.heavy[:8]}-*.json")
+    peak = next(n.value for n in numbers if n.file.name == path.name and n.benchmark.endswith("peak_memory"))
+    path.write_text(path.read_text().replace(str(int(peak)), str(int(peak) + 1)))
+    lost = [n for n in asv_trace.trace(spoilt) if n.record is None]
+    assert {n.benchmark for n in lost} == {"block.Attention.track_peak_memory"}
+    assert asv_trace.main([str(ran.results)]) == 0
+    assert asv_trace.main([str(spoilt)]) == 1
+    (spoilt / MACHINE / "records" / f"{path.stem}.jsonl").unlink()
+    assert {n.why for n in asv_trace.trace(spoilt) if n.record is None} == {
+        "no record of this cell was written before it"
+    }
+
+
+def each_commit_is_measured_as_its_own_code(ran: Ran) -> None:
+    codes = {c: {one.provenance.code for one in ran.cells(c).values()} for c in ran.planted.commits}
+    assert all(len(found) == 1 for found in codes.values())
+    assert codes[ran.planted.base] == codes[ran.planted.docs]
+    assert len({min(found) for found in codes.values()}) == 3
+
+
+def the_commit_that_does_not_import_is_na_with_a_reason(ran: Ran) -> None:
+    cells = ran.cells(ran.broken)
+    assert {one.status for one in cells.values()} == {"crashed"}
+    assert all("planted: does not import" in (one.reason or "") for one in cells.values())
+    shown = [n for n in asv_trace.trace(ran.results) if n.file.name.startswith(ran.broken[:8])]
+    assert {(n.benchmark, n.value) for n in shown} == {("block.Attention.track_status", STATUS_CODES["crashed"])}
+
+
+def asv_names_the_heavier_commit_and_no_other(ran: Ran) -> None:
+    """Peak memory is the same whatever else the machine does, so asv's own comparison must be exact."""
+    p = ran.planted
+    named = {
+        (a, b): re.findall(
+            r"track_(peak_memory|status)\('cpu', '(\w+)'", ran.asv("compare", "--only-changed", a, b).stdout
+        )
+        for a, b in ((p.base, p.docs), (p.docs, p.slow), (p.slow, p.heavy))
+    }
+    assert named == {(p.base, p.docs): [], (p.docs, p.slow): [], (p.slow, p.heavy): [("peak_memory", "banded")]}
+
+
+def the_records_name_the_slower_commit_and_no_other(ran: Ran) -> None:
+    """asv compares commits measured one after another, which a busy machine spoils; against a backend that no commit
+    touched, in the same blocks, each commit's own time stands out."""
+    p = ran.planted
+    times = {}
+    for commit in p.commits:
+        cells = ran.cells(commit)
+        mine, other = cells["banded"].timing, cells["sdpa_tiles"].timing
+        assert mine is not None
+        assert other is not None
+        times[commit] = paired_ratio(mine.samples_ms, other.samples_ms).ratio
+    grew = {b: times[b] / times[a] for a, b in zip(p.commits, p.commits[1:])}
+    assert [commit for commit, ratio in grew.items() if ratio > 1.2] == [p.slow], grew
+
+
+def what_is_compared_is_printed_and_nothing_else(ran: Ran) -> None:
+    assert "n/a" not in ran.said
+    told = ran.asv("compare", ran.planted.slow, ran.planted.heavy).stdout
+    assert "track_latency('cpu', 'banded', 512" in told
+    assert "cuda" not in told
+    assert "first_call" not in told
