@@ -26,7 +26,7 @@ from . import profile as profiling
 from . import sweep as sweeping
 from .programmes import Device, Programme, Stage, bench_programme, gpu_programme
 
-PROFILE_S, PROFILE_SHARE = 45.0, 0.15  # kept back for the profiles: the lesser of both
+PROFILE_S, PROFILE_SHARE = 60.0, 0.25  # most for the profiles; what comes before leaves them the lesser of both
 REPORT_S, REPORT_SHARE = 40.0, 0.15  # kept back from a budget for drawing the page: the lesser of both
 BENCH_S = 285.0
 GATE_SHARE = 0.3  # every cell of the sweep has its own gate too; this one goes over modes and dtypes first
@@ -61,8 +61,9 @@ def gpu(
 ) -> None:
     """All that needs a GPU, in an order such that whatever time it gets, what it has done is complete and written.
 
-    Doctor, gate over backends, modes and dtypes, ceilings, then bf16 (real proteins, sizes, levels, windows), fp32,
-    fp16, caps; profiles of the fastest and the slowest backend; report. A second call goes on where the first ended.
+    Doctor, gate over backends, modes and dtypes, ceilings, bf16 at one size, profiles of its fastest and its slowest
+    backend, real proteins, sizes, levels, windows, fp32, fp16, caps, report. A second call goes on where the first
+    ended.
     """
     ends = time.monotonic() + budget_s
     with Host(threads=threads) as host:
@@ -84,16 +85,20 @@ def _run(programmes: list[Share], out: Path, budget_s: float, ends: float, host:
     for device, make, share in programmes:
         programme = make(device, compiling(found, device))
         own_end = measured_by - (measured_by - time.monotonic()) * (1 - share)
-        stages_end = own_end - (min(PROFILE_S, PROFILE_SHARE * budget_s) if programme.profile else 0.0)
         swept: list[Record] = []
-        for stage in programme.stages:
-            left = stages_end - time.monotonic()
-            until = stages_end - (left * (1 - GATE_SHARE) if stage.kind == "gate" else 0.0)
+        for i, stage in enumerate(programme.stages):
+            if stage.kind == "profile":
+                until = min(own_end, time.monotonic() + PROFILE_S)
+                _profiles(console, stage.groups, programme.options, swept, out, until, host)
+                continue
+            to_come = any(later.kind == "profile" for later in programme.stages[i + 1 :])
+            until = own_end - (min(PROFILE_S, PROFILE_SHARE * budget_s) if to_come else 0.0)
+            if stage.kind == "gate":
+                until -= (1 - GATE_SHARE) * (until - time.monotonic())
             outcome = _step(console, stage, programme.options, out, until, host)
             if outcome is not None:
                 swept += outcome.records if stage.kind == "sweep" else []
                 failed = failed or bool(sweeping.exit_code(outcome))
-        _profiles(console, programme, swept, out, own_end, host)
         records += swept
     console.print()
     console.print(show.table(records))
@@ -135,25 +140,38 @@ def _step(
     return outcome
 
 
-def _profiles(console: Console, programme: Programme, swept: list[Record], out: Path, until: float, host: Host) -> None:
-    """Profile the fastest and the slowest backend of the programme's problems; whatever goes wrong costs only that."""
-    chosen = profiles.best_and_worst(swept, programme.profile)
-    if not programme.profile:
-        return
-    console.rule(f"profile on {programme.profile[0].problem.device}")
+def _profiles(
+    console: Console,
+    groups: list[harness.Group],
+    options: Options,
+    swept: list[Record],
+    out: Path,
+    until: float,
+    host: Host,
+) -> None:
+    """Profile the fastest and the slowest backend of these problems; whatever goes wrong costs only that."""
+    chosen = profiles.best_and_worst(swept, groups)
+    console.rule(f"profile on {groups[0].problem.device}")
     if not chosen:
         console.print("Nothing to profile: none of its problems has a time yet.")
         return
-    settings = profiles.Settings(
-        folder=out, gate_pairs=programme.options.gate_pairs, until=until, argv=opt.command_line()
-    )
+    settings = profiles.Settings(folder=out, gate_pairs=options.gate_pairs, until=until, argv=opt.command_line())
+    made: list[profiles.Profile] = []
+
+    def tell(one: profiles.Profile) -> None:
+        made.append(one)
+        profiling.render(one, console)
+
     try:
-        found = profiles.Profiler(host, settings).run(chosen, lambda one: profiling.render(one, console))
+        found = profiles.Profiler(host, settings).run(chosen, tell)
     except KeyboardInterrupt:
         raise typer.Exit(opt.INTERRUPTED) from None
     except Exception as e:  # the sweep is on file: the report must come, whatever a profile does
         console.print(f"The profiles stopped: {type(e).__name__}: {e}", markup=False)
         return
+    finally:
+        if made:
+            host.replace()  # a process that was profiled may launch more slowly than before
     asked = sum(len(group.backends) for group in chosen)
     left = f" {asked - len(found)} had no time: run the same command again." if len(found) < asked else ""
     console.print(f"{len(found)} profiles on file.{left}")

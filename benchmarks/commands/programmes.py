@@ -7,7 +7,7 @@ out of the *lean* steps.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..harness import arms
@@ -20,19 +20,19 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Stage:
-    """Groups that are only gated, or measured, one after another."""
+    """Groups that are only gated, or measured, one after another; or of which the best and the worst backend so far
+    are profiled."""
 
-    kind: Literal["gate", "sweep"]
+    kind: Literal["gate", "sweep", "profile"]
     groups: list[Group]
 
 
 @dataclass(frozen=True)
 class Programme:
-    """What to do, in this order; then, of the problems in ``profile``, the best and the worst backend are profiled."""
+    """What to do, in this order."""
 
     stages: list[Stage]
     options: Options
-    profile: list[Group] = field(default_factory=list)
 
     def groups(self, kind: str) -> list[Group]:
         """All groups of the stages of one kind."""
@@ -75,7 +75,7 @@ def in_order(steps: Iterable[tuple[Iterable[Axes], tuple[str, ...]]]) -> list[Gr
 
 
 def gpu_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Programme:
-    """bf16 first: the size that tells most, real proteins, N, the levels, W; then other dtypes, K and all the rest.
+    """bf16 first: the size that tells most and its profiles, real proteins, N, the levels, W; then other dtypes, K, …
 
     What compiles for every shape takes part where it is compared with the others block by block (the pivot and four
     times its size), and comes by itself, late, elsewhere: a compilation costs as much as two problems of all others.
@@ -86,24 +86,24 @@ def gpu_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Pr
     late = tuple(spec for spec in every if spec in compiling)
     broad = every if on_gpu else lean  # where there is no GPU, this only tries the path
     grids = _gpu_grids(device)
-    first = [([axes], broad if axes in grids.paired else lean) for axes in grids.first]
+    first = in_order([([axes], broad if axes in grids.paired else lean) for axes in grids.first])
+    profiled = harness.plan(grids.profile, every, keep_order=True)
+    pivots = {group.problem.key for group in profiled}
     stages = [
         Stage("gate", harness.plan(grids.gate, lean, keep_order=True)),
-        Stage("sweep", in_order(first)),
+        Stage("sweep", [group for group in first if group.problem.key in pivots]),
+        Stage("profile", profiled),
+        Stage("sweep", [group for group in first if group.problem.key not in pivots]),
         Stage("sweep", in_order([(grids.second, lean)])),
     ]
     if late and on_gpu:
         alone = [axes for axes in grids.alone if axes not in grids.paired]
         stages += [
-            Stage("sweep", in_order([(alone, late)])),
             Stage("gate", harness.plan(grids.gate, late, keep_order=True)),
+            Stage("sweep", in_order([(alone, late)])),
         ]
     stages.append(Stage("sweep", in_order([(grids.last, lean)])))
-    return Programme(
-        stages=stages,
-        options=Options(budget_s=2.0, gate_pairs=1 << 18 if on_gpu else 1 << 17),
-        profile=harness.plan(grids.profile, every, keep_order=True),
-    )
+    return Programme(stages, Options(budget_s=2.0, gate_pairs=1 << 18 if on_gpu else 1 << 17))
 
 
 @dataclass(frozen=True)
