@@ -18,12 +18,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pallatom.architecture import _validate
+from pallatom.architecture._remember import remembered
 
 WINDOW_SIZE = 32
 """Default window, in residues: atoms whose residues are fewer than ``WINDOW_SIZE // 2`` apart see each other."""
 
 _INDEX_CHUNK = 2**18
 """Slots of the index that are built at once: 2 MiB, small beside the index, large beside the cost of a call."""
+
+_PAIR_CHUNK = {"cpu": 2**15, "cuda": 2**22}
+"""Slots of the pair tensors that are made at once where no gradient is wanted: what a cache holds; what fills a GPU."""
 
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -105,10 +109,14 @@ def _write_runs(
 
 
 @_eager
+@remembered
 def _atom_pairs(
     tok_idx: Tensor, n_res: int, window_size: int, ref_space_uid: Tensor | None = None
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, "n k"], Bool[Tensor, "*b n k"]]:
-    """The residue of each atom [N], and its window; with `ref_space_uid`, only atoms of the same reference space."""
+    """The residue of each atom [N], and its window; with `ref_space_uid`, only atoms of the same reference space.
+
+    A sampler calls encoder and decoder hundreds of times with one `tok_idx`; backends, too, remember by this index.
+    """
     with torch.inference_mode(False), torch.no_grad():
         tok = _validate.check_tok_idx(tok_idx, n_res)
         neighbor_idx, valid = build_sparse_pairs(tok, window_size)
@@ -125,6 +133,25 @@ def _pair_mlp(c: int) -> nn.Sequential:
     return nn.Sequential(
         LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c)
     )
+
+
+def _by_rows(make: Callable[[slice], tuple[Tensor, ...]], neighbor_idx: Tensor) -> tuple[Tensor, ...]:
+    """``make(rows)``, tensors [B, rows, K, ...], for all N rows.
+
+    Row by row nothing depends on other rows, so without gradients (which would keep everything anyway) it is done chunk
+    by chunk, and what a chunk makes on its way never leaves the cache. A graph is compiled for all rows at once.
+    """
+    n_atom, n_slot = neighbor_idx.shape
+    step = max(1, _PAIR_CHUNK.get(neighbor_idx.device.type, n_atom * n_slot) // max(1, n_slot))
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or step >= n_atom:
+        return make(slice(0, n_atom))
+    whole: tuple[Tensor, ...] = ()
+    for low in range(0, n_atom, step):
+        part = make(slice(low, low + step))
+        whole = whole or tuple(x.new_empty(len(x), n_atom, *x.shape[2:]) for x in part)
+        for target, x in zip(whole, part):
+            target[:, low : low + step] = x
+    return whole
 
 
 class AtomTransformerBlock(nn.Module):
@@ -293,28 +320,35 @@ class AtomFeatureEncoder(nn.Module):
         tok, neighbor_idx, valid = _atom_pairs(tok_idx, n_res, self.window_size, ref_space_uid)
 
         c_skip = self.proj_fref_c(torch.cat([ref_pos, ref_element], -1))
-        p_skip = self._reference_pairs(ref_pos, F.relu(c_skip), neighbor_idx, valid)
         c_l = c_skip + self.proj_s_init(self.norm_s_init(s_input))[:, tok]
 
         # Norm and projection act per residue pair: before the gather, never on [B, N, K, c_pair].
-        p = p_skip + self.proj_z_init(self.norm_z_init(z_input))[:, tok[:, None], tok[neighbor_idx]]
-        p = p + self.mlp_p(p)
+        z = self.proj_z_init(self.norm_z_init(z_input))
+        own, other = self.proj_cl_pair(F.relu(c_skip)), self.proj_cm_pair(F.relu(c_skip))
 
+        def pairs(rows: slice) -> tuple[Tensor, Tensor]:
+            atoms = neighbor_idx[rows]
+            p_skip = self._reference_pairs(ref_pos[:, rows], ref_pos[:, atoms], own[:, rows], other[:, atoms])
+            p_skip = p_skip.masked_fill(~valid[..., rows, :, None], 0)
+            p = p_skip + z[:, tok[rows, None], tok[atoms]]
+            return p_skip, p + self.mlp_p(p)
+
+        p_skip, p = _by_rows(pairs, neighbor_idx)
         q_skip = self.transformer(c_skip + self.proj_r_scaled(r_scaled), c_l, p, neighbor_idx, valid)
         return self._residue_mean(F.relu(self.proj_agg(q_skip)), tok, n_res), q_skip, c_skip, p_skip, c_l
 
-    def _reference_pairs(self, ref_pos: Tensor, h: Tensor, neighbor_idx: Tensor, valid: Tensor) -> Tensor:
-        """p_skip [B, N, K, d], from d = ref_pos[l] − ref_pos[m] and the atoms' h = relu(c_skip).
+    def _reference_pairs(self, pos_l: Tensor, pos_m: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        """p_skip [B, n, K, d] of live pairs (l, m), from their positions and from the projections of relu(c_skip).
 
         The equation's factor `same` is 1 on every live pair and p_skip is 0 on all others, so it never appears; sums
         are in place because each term is as large as p.
         """
-        offset = ref_pos[:, :, None] - ref_pos[:, neighbor_idx]
+        offset = pos_l[:, :, None] - pos_m
         p = self.proj_d_vec(offset)
         p += self.proj_inv_sq(1 / (1 + offset.square().sum(-1, keepdim=True)))
-        p += self.proj_v(offset.new_ones(1)) + self.proj_cl_pair(h)[:, :, None]
-        p += self.proj_cm_pair(h)[:, neighbor_idx]
-        return p.masked_fill(~valid[..., None], 0)
+        p += self.proj_v(offset.new_ones(1)) + own[:, :, None]
+        p += other
+        return p
 
     def _residue_mean(self, h: Tensor, tok: Tensor, n_res: int) -> Tensor:
         """Mean of h [B, N, m] over the atoms of each residue, summed in float32 at least; 0 for a residue without."""
@@ -371,11 +405,15 @@ class AtomAttentionDecoder(nn.Module):
         _validate.check_shapes({"K": neighbor_idx.shape[1]}, p_skip=(p_skip, "B N K c_atompair"))
 
         q = q_skip + self.proj_s_q(self.norm_s_q(s))[:, tok]
-        p = p_skip + self.proj_z(self.norm_z(z))[:, tok[:, None], tok[neighbor_idx]]
-        # Dead pairs are cleared before the MLP, which keeps 0 at 0: what they held must not reach its gradients.
-        p = p.masked_fill(~valid[..., None], 0)
-        p = p + self.mlp_p(p)
+        z = self.proj_z(self.norm_z(z))
 
+        def pairs(rows: slice) -> tuple[Tensor]:
+            p = p_skip[:, rows] + z[:, tok[rows, None], tok[neighbor_idx[rows]]]
+            # Dead pairs are cleared before the MLP, which keeps 0 at 0: what they held must not reach its gradients.
+            p = p.masked_fill(~valid[rows, :, None], 0)
+            return (p + self.mlp_p(p),)
+
+        (p,) = _by_rows(pairs, neighbor_idx)
         q = self.transformer(q, c, p, neighbor_idx, valid)
         c_out = c_skip + self.proj_s_c(self.norm_s_c(s))[:, tok]
         return q, p, self.proj_r(self.norm_q_out(q)), c_out
