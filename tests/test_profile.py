@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.harness import counters, trace
+from benchmarks.harness import counters, profiling, trace
 from benchmarks.harness.cases import Group
+from benchmarks.harness.clock import CudaClock
 from benchmarks.harness.kernel_names import IDLE, LONGEST, OUTSIDE, kind, shorten
+from benchmarks.harness.measure import Arm, Options
 from benchmarks.harness.profile_record import Breakdown, Counters, Profile, Row, scan_profiles
 from benchmarks.harness.profiles import best_and_worst, trace_name
 from benchmarks.harness.profiling import slim
@@ -315,3 +318,98 @@ def test_the_best_and_the_worst_are_chosen_from_what_was_measured() -> None:
     chosen = best_and_worst(records, wanted)
     assert [(g.problem, g.backends) for g in chosen] == [(near, ("banded", "gather")), (far, ("gather",))]
     assert len({trace_name(p, b) for p in (near, far) for b in ("gather", "banded")}) == 4
+
+
+class GpuClock(CudaClock):
+    """Says that a call takes 0.1 ms, and its launch 0.04."""
+
+    def __init__(self) -> None:
+        self.target_ms, self.max_calls = 0.2, 4
+
+    def calibrate(self, fn):
+        return 2, 1e-3
+
+    def sample(self, fn, calls: int = 1) -> float:
+        return 0.1
+
+    def enqueue_ms(self, fn) -> float:
+        return 0.04
+
+
+class Recorder:
+    """Stands in for ``torch.profiler.profile``: knows what it was asked for, writes a trace that was made up."""
+
+    asked: ClassVar[list[tuple[list[str], bool]]] = []
+    events: ClassVar[list[trace.Event]] = []
+
+    def __init__(self, *, activities, profile_memory: bool) -> None:
+        self.asked.append((sorted(str(a).rpartition(".")[2] for a in activities), profile_memory))
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def export_chrome_trace(self, path: str) -> None:
+        Path(path).write_text(json.dumps({"schemaVersion": 1, "traceEvents": self.events, "traceName": path}))
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch, tmp_path: Path) -> tuple[profiling.Profiling, Arm]:
+    """What the worker holds after a green gate on a GPU, with that GPU and its profiler made up."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.profiler, "profile", Recorder)
+    monkeypatch.setattr(profiling, "make_clock", lambda device, *, cache: GpuClock())
+    monkeypatch.setattr(profiling, "synchronize", lambda device: None)
+    Recorder.asked.clear()
+    p = made.problem(device="cuda", dtype="bfloat16", n_atom=16384)
+    rates = {"bandwidth_bytes_per_s": 4.2e12, "rate_flops_per_s": 7e14, "source": "made up"}
+    group = profiling.Profiling(
+        p, None, Options(speed=False), rates, lambda event: None, lambda backend, phase: None,
+        {"triton_fused": str(tmp_path / "t.json.gz")},
+    )  # fmt: skip
+
+    class Case:
+        def __call__(self) -> None: ...
+
+        def release(self) -> None: ...
+
+    return group, Arm("triton_fused", Case(), gate=made.gate(p))  # type: ignore[arg-type]
+
+
+def test_a_gpus_profile_goes_from_the_worker_into_a_record(on_a_gpu, monkeypatch, tmp_path: Path) -> None:
+    group, arm = on_a_gpu
+    t = two_calls_on_a_gpu()
+    t.memory(5, 4096)
+    monkeypatch.setattr(Recorder, "events", t.events)
+    event = json.loads(json.dumps(group._profile(arm)))  # as it crosses the pipe
+    assert Recorder.asked == [(["CPU", "CUDA"], False), (["CPU"], True)]
+    one = Profile(run="r", backend="triton_fused", problem=group.problem, status="ok",
+                  provenance=made.provenance(made.CUDA), **event)  # fmt: skip
+    b = one.breakdown
+    assert b is not None
+    assert (b.call_ms, b.enqueue_ms, b.launches, b.syncs, b.peak_bytes) == (0.1, 0.04, 4, 1, 4096)
+    assert b.idle_share == pytest.approx(0.2)
+    assert one.limit is not None
+    assert b.rows[0].floors == pytest.approx(0.06 / one.limit.floor_ms)
+    assert one.trace == "t.json.gz"
+    assert (tmp_path / "t.json.gz").stat().st_size > 100
+
+
+def test_a_gpu_whose_profiler_sees_no_kernel_is_unsupported_with_the_reason(on_a_gpu, monkeypatch) -> None:
+    from variants import UnsupportedError
+
+    group, arm = on_a_gpu
+    t = Tracer()
+    t.call(0, 10)
+    monkeypatch.setattr(Recorder, "events", t.events)
+    with pytest.raises(UnsupportedError, match="recorded no kernel"):
+        group._profile(arm)
+
+
+def test_a_trace_that_is_too_large_is_left_out(on_a_gpu, monkeypatch) -> None:
+    group, arm = on_a_gpu
+    monkeypatch.setattr(Recorder, "events", two_calls_on_a_gpu().events)
+    monkeypatch.setattr(profiling, "MOST_TRACE_BYTES", 50)
+    assert group._profile(arm)["trace"] is None
