@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 pytest.importorskip("triton")
 
+from benchmarks.commands import app
 from tests.seam import seam
 from variants import _triton_tune as tuning
 from variants import _triton_tuned as file
@@ -317,6 +320,7 @@ def test_nothing_is_tuned_unless_asked(monkeypatch) -> None:
 
 INTERPRETED = """
 import sys, warnings, torch, variants
+from benchmarks.commands import app
 from tests.seam import seam
 from variants import _triton_tune, _triton_forward, triton_fused
 made = seam(19, 12, heads=2, head_dim=16, channels=8)
@@ -356,3 +360,60 @@ def test_the_interpreter_says_that_it_cannot_tune(tmp_path: Path) -> None:
     assert said.startswith("[(16, 16)] [")
     assert "PALLATOM_TRITON_AUTOTUNE: forward band sm_0 float32/float32" in said
     assert "a CUDA device is required to tune, cpu was found" in said
+
+
+# -- the command ------------------------------------------------------------------------------------------------
+
+
+def _command(*arguments: str):
+    return CliRunner().invoke(app, ["tune", *arguments], terminal_width=160)
+
+
+def test_the_command_needs_a_gpu_and_says_what_does_not(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = _command()
+    assert done.exit_code == 2
+    assert "a GPU is needed to time on" in done.output
+    assert "--dry-run" in done.output
+
+
+@pytest.mark.parametrize("option", ["--mode", "--dtype", "--direction"])
+def test_the_command_names_what_it_does_not_know(option: str) -> None:
+    done = _command(option, "sideways", "--dry-run")
+    assert done.exit_code == 2
+    assert re.search(rf"{option}: expected .*, got 'sideways'", done.output)
+
+
+def test_the_command_writes_what_it_finds(monkeypatch, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(tuning, "gpu_bench", Pretend)
+    done = _command("--direction", "forward", "--mode", "band,holes", "--write", str(path), "--json")
+    assert done.exit_code == 0, done.output
+    band, _ = json.loads(done.stdout)
+    assert band["kernel"] == FORWARD.name
+    assert (band["best"], band["best_ms"], band["shipped_ms"]) == (
+        "16 x 16, 2 warps, 3 stages, 168 registers",
+        0.5,
+        1.0,
+    )
+    assert {t["reason"].partition(":")[0] for t in band["trials"] if t["reason"]} == {"wrong", "spills", "failed"}
+    assert set(file.read_tuned(path)) == {FORWARD.key, replace(FORWARD, mode="holes").key}
+    shown = _command("--direction", "forward", "--write", str(path))
+    assert f"export PALLATOM_TRITON_TUNED={path}" in shown.output
+    path.write_text("{")
+    spoilt = _command("--direction", "forward", "--write", str(path))
+    assert spoilt.exit_code == 2
+    assert "tuned.json: expected" in spoilt.output
+
+
+def test_a_dry_run_names_the_candidates_that_spill() -> None:
+    """Compiled for sm_90, on no GPU."""
+    done = _command("--dry-run", "--arch", "90", "--direction", "forward", "--mode", "gather", "--json")
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert row["trials"][0]["reason"] is None
+    assert all(t["registers"] > 0 for t in row["trials"])
+    assert all((t["spills"] > 0) == (t["reason"] is not None) for t in row["trials"])
+    assert any(t["reason"] for t in row["trials"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _triton_launch as launch
 from ._band import band_plan
 from ._triton_config import Config
-from ._triton_inspect import inspect_shipped
+from ._triton_tune import machine_code
 from ._triton_tuned import Kernel
 
 _ATOMS, _PER_RESIDUE, _WINDOW = 16_384, 14, 32
@@ -84,17 +84,4 @@ class GpuBench:
         return float(found)
 
     def spills(self, config: Config) -> int:
-        sizes = self.kernel.sizes
-        found = inspect_shipped(
-            self.kernel.direction,
-            arch=self.kernel.arch,
-            dtype=str(sizes.dtype).removeprefix("torch."),
-            pair_dtype=str(sizes.pair_dtype).removeprefix("torch."),
-            heads=sizes.heads,
-            head_dim=sizes.head_dim,
-            channels=sizes.channels,
-            holes=self.kernel.mode == "holes",
-            gather=self.kernel.mode == "gather",
-            config=config,
-        )
-        return found.spills
+        return machine_code(self.kernel, config).spills

@@ -72,11 +72,13 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
         return Config(16, 16, 4 if sizes.small else 8, 1)
     padded = sizes.padded()
     wide = padded["HP"] * padded["DH"]
-    if sizes.small and wide <= 128:
-        return Config(16, 16, 2, 3)  # few warps: the fewest barriers; four programs share a multiprocessor
+    if sizes.small and wide <= 128:  # few warps: the fewest barriers; four programs share a multiprocessor
+        return Config(16, 16, 2, 3, None if wide == 128 else 192)  # unbidden, the compiler spills to make it six
     if padded["CP"] > 32:
-        return Config(16, 16, 8, 1) if arch < 90 else Config(16, 16, 4 if wide <= 128 else 8, 2)
-    if padded["HP"] * padded["CP"] <= 256:
+        if arch < 90 or wide > 128:
+            return Config(16, 16, 8, 1 if arch < 90 else 2)
+        return Config(16, 16, 4, 2, None if arch < 100 else 255)
+    if padded["HP"] * padded["CP"] <= 256 and wide < 512:
         return Config(16, 16, 4, 3)
     return Config(16, 16, 8, 2 if padded["DH"] * padded["HP"] * padded["CP"] < 2**15 else 1)
 

@@ -15,13 +15,16 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from ._triton_config import Config, Sizes
 from ._triton_tuned import AUTOTUNE, Direction, Kernel, Mode, add_tuned, autotune_asked, config_for, tuned, tuned_file
+
+if TYPE_CHECKING:
+    from ._triton_inspect import Inspection
 
 LEAD = 0.02
 """What a candidate must be faster by to displace the shipped default: more than one timing differs from the next."""
@@ -169,6 +172,25 @@ def tune(kernels: Iterable[Kernel], path: Path, *, bench: Callable[[Kernel], Ben
         done = tune_kernel(kernel, (bench or gpu_bench)(kernel))
         keep(done, path)
         yield done
+
+
+def machine_code(kernel: Kernel, config: Config) -> Inspection:
+    """What the compiler makes of the kernel with this configuration; needs no GPU."""
+    from ._triton_inspect import inspect_shipped
+
+    sizes = kernel.sizes
+    return inspect_shipped(
+        kernel.direction,
+        arch=kernel.arch,
+        dtype=str(sizes.dtype).removeprefix("torch."),
+        pair_dtype=str(sizes.pair_dtype).removeprefix("torch."),
+        heads=sizes.heads,
+        head_dim=sizes.head_dim,
+        channels=sizes.channels,
+        holes=kernel.mode == "holes",
+        gather=kernel.mode == "gather",
+        config=config,
+    )
 
 
 def gpu_bench(kernel: Kernel) -> Bench:

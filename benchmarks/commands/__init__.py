@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from . import check, compare, doctor, inspect, pipeline, profile, regress, sweep
+from . import check, compare, doctor, inspect, pipeline, profile, regress, sweep, tune
 
 EPILOG = """
 Begin with:  python -m benchmarks doctor        what runs on this machine, and what does not, and why
@@ -32,6 +32,7 @@ app.command("compare")(compare.compare)
 app.command("profile")(profile.profile)
 app.command("regress")(regress.regress)
 app.command("inspect")(inspect.inspect)
+app.command("tune")(tune.tune)
 app.command("bench")(pipeline.bench)
 app.command("gpu")(pipeline.gpu)
 
