@@ -177,7 +177,7 @@ def test_the_gpu_run_does_its_whole_path_on_a_cpu_and_goes_on_where_it_ended(tmp
     for name in ("pallatom", "variants", "benchmarks", "reports"):  # a copy: nobody edits it between the two calls
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "20*"))
     call = ("gpu", "--device", "cpu", "--out", "out", "--threads", "1", "--budget-s")
-    first = run(*call, "60", cwd=tmp_path)
+    first = run(*call, "50", cwd=tmp_path)
     out = tmp_path / "out"
     assert (out / "doctor.json").exists(), first.stdout + first.stderr
     assert "Traceback" not in first.stderr
@@ -197,7 +197,7 @@ def test_the_gpu_run_does_its_whole_path_on_a_cpu_and_goes_on_where_it_ended(tmp
     profiled = [found for found in scan_profiles(out / "profiles.jsonl") if isinstance(found, Profile)]
     assert profiled, second.stdout
     assert len({one.key for one in profiled}) == len(profiled), "the second call repeats no profile"
-    assert {one.problem.n_atom for one in profiled} == {256}
+    assert {one.problem.n_atom for one in profiled} == {128}
     assert (out / str(profiled[0].trace)).stat().st_size < 1_000_000
     assert "Where the time goes" in (out / "index.html").read_text(encoding="utf-8")
 

@@ -123,7 +123,7 @@ def _gpu_grids(device: Device) -> _Grids:
     """The axes of issue and design: N 1k to 1M, W 16 to 128, K by atom set and cap, levels, dtypes, proteins."""
     on_gpu = device == "cuda"
     pivot, large, near, far = (
-        (16384, 65536, (4096, 1024), (262144, 1_000_000)) if on_gpu else (256, 384, (512,), (1024,))
+        (16384, 65536, (4096, 1024), (262144, 1_000_000)) if on_gpu else (128, 192, (256,), (512,))
     )
     proteins = ("ubiquitin", "gfp", "1bd2", "4jsv", "1aon") if on_gpu else ("ubiquitin",)
     both, others, windows = ("fwd", "fwdbwd"), ("float32", "float16"), (16, 64, 128)
@@ -131,11 +131,9 @@ def _gpu_grids(device: Device) -> _Grids:
     protein = replace(base, atoms="heavy", n_atom=None)
     elsewhere = (large, *near, *far)
     paired = [*grid(base, mode=both), *grid(base, mode=both, n_atom=(large,))]
+    gated = replace(protein, workload="ubiquitin") if on_gpu else base
     return _Grids(
-        gate=list(
-            grid(replace(protein, workload="ubiquitin", mode="fwdbwd"), dtype=("bfloat16", *others),
-                 level=("attention", "block"))
-        ),
+        gate=list(grid(replace(gated, mode="fwdbwd"), dtype=("bfloat16", *others), level=("attention", "block"))),
         first=[
             *grid(base, mode=both),
             *grid(protein, workload=proteins),
