@@ -1,0 +1,197 @@
+"""The fused CPU kernels: any shape, any number of threads, their memory, and how they come to be compiled."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+import variants
+from benchmarks.harness.memory import peak_memory
+from pallatom.architecture.atom_transformers import AtomTransformer, AtomTransformerBlock, build_sparse_pairs
+from tests.band_problems import answers, plain, problems, window
+from tests.seam import errors as seam_errors
+from tests.seam import seam
+from tests.variant_cases import answer, errors, problem
+from variants import _cpu_library, cpu_fused
+
+pytestmark = pytest.mark.skipif(bool(variants.why_unavailable("cpu_fused")), reason="nothing to compile with")
+FOLDER = Path(variants.__file__).parent
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Whatever number a test sets ends with it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems(max_heads=5, max_dim=35, max_channels=19))
+def test_any_band_of_any_shape(problem) -> None:
+    """Heads, channels and head dims on either side of what a vector holds; any holes, any starts."""
+    inputs, weights, idx, mask, _ = problem
+    inputs, weights = [x.float() for x in inputs], [x.float() for x in weights]
+    got, ref = answers("cpu_fused", inputs, weights, idx, mask, eps=0.1)
+    scale = max(float(x.norm()) for name, x in ref.items() if name.startswith("dp"))
+    for name, x in got.items():
+        assert float((x - ref[name]).norm()) < 2e-5 * max(float(ref[name].norm()), scale, 1.0), name
+
+
+@pytest.mark.parametrize("channels", [16, 5])
+@pytest.mark.parametrize(("heads", "head_dim"), [(4, 32), (3, 16), (1, 48), (8, 4)])
+def test_tiles_of_every_size_agree(channels: int, heads: int, head_dim: int) -> None:
+    """Several tiles a thread, a last one that is not full, slots that fill no whole vector, holes with NaN in them."""
+    for n, k, holes in ((203, 61, True), (100, 100, False), (49, 16, True)):
+        made = seam(n, k, batch=2, item_masks=holes, heads=heads, head_dim=head_dim, channels=channels)
+        assert max(seam_errors("cpu_fused", made, backward=True).values()) < 2e-5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 64])
+def test_any_number_of_threads_agrees_and_repeats_its_bits(count: int, threads: None) -> None:
+    made = seam(203, 61, batch=2, item_masks=True, channels=16)
+    torch.set_num_threads(count)
+    assert max(seam_errors("cpu_fused", made, backward=True).values()) < 2e-5
+    given = problem("random_holes", torch.float32)
+    block = variants.convert(given.block, "cpu_fused")
+    first, second = answer(block, given), answer(block, given)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_calls_from_several_threads_do_not_meet() -> None:
+    """The interpreter's lock is let go while a kernel runs."""
+    made = seam(203, 61, batch=2, channels=16)
+    block = variants.convert(made.block, "cpu_fused")
+
+    def call(_: int) -> torch.Tensor:
+        with torch.no_grad():
+            return block._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(call, range(80)))
+    assert all(torch.equal(outputs[0], x) for x in outputs)
+
+
+@pytest.mark.parametrize("size", [3e4, 1e36])
+def test_wide_pairs_in_bfloat16_keep_their_range(size: float) -> None:
+    idx, mask = window()
+    inputs, weights = plain(torch.bfloat16, idx, scale=1.0)
+    inputs[3] *= size**0.5
+    found = errors(*answers("cpu_fused", inputs, weights, idx, mask))
+    assert max(found.values()) < 2e-2, found
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    made = seam(30, 9)
+    block = variants.convert(made.block, "cpu_fused")
+    leaves = [x.nan_to_num().requires_grad_() for x in made.inputs]
+    out = block._attend(*leaves, made.neighbor_idx, made.valid_mask)
+    (first,) = torch.autograd.grad(out.square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_float16_and_float64_are_refused_by_name() -> None:
+    for dtype in (torch.float16, torch.float64):
+        made = seam(20, 5, dtype=dtype)
+        block = variants.convert(made.block, "cpu_fused")
+        with torch.no_grad(), pytest.raises(variants.UnsupportedError, match=f"dtype.*{str(dtype)[6:]} was found"):
+            block._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+
+
+def test_extra_memory_is_a_fraction_of_p() -> None:
+    """At most half of p was asked for; only dp is as large as p backward."""
+    idx, mask = build_sparse_pairs(torch.arange(1024) // 14, 32)
+    block = variants.convert(AtomTransformerBlock(128, 16, 4), "cpu_fused")
+    inputs = [torch.randn(1, 1024, 4, 32) for _ in range(3)] + [torch.randn(1, *idx.shape, 16)]
+    p_bytes = inputs[3].numel() * 4
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            return block._attend(*inputs, idx, mask)
+
+    def both() -> tuple[torch.Tensor, ...]:
+        leaves = [x.requires_grad_() for x in inputs]
+        return torch.autograd.grad(block._attend(*leaves, idx, mask).sum(), leaves)
+
+    forward()
+    assert 0 < peak_memory(forward, "cpu")[0] < 0.2 * p_bytes
+    assert p_bytes < peak_memory(both, "cpu")[0] < 1.5 * p_bytes
+
+
+def test_a_compiled_model_may_hold_it() -> None:
+    torch.manual_seed(0)
+    model = variants.convert(AtomTransformer(32, 16, n_blocks=2, n_heads=2, window_size=6), "cpu_fused")
+    idx, mask = build_sparse_pairs(torch.arange(30) // 4, 6)
+    q, c, p = torch.randn(1, 30, 32), torch.randn(1, 30, 32), torch.randn(1, *idx.shape, 16)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.allclose(model(q, c, p, idx, mask), compiled(q, c, p, idx, mask), atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_it_is_compiled_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two at the same time, too: the one that ends last puts the same whole file in place of the other's."""
+    flags = tuple(f for f in _cpu_library._FLAGS if f != "-O3")
+    monkeypatch.setattr(_cpu_library, "_FLAGS", flags)
+    with ThreadPoolExecutor() as pool:
+        first, again = pool.map(_cpu_library._built, [tmp_path, tmp_path])
+    written = first.stat().st_mtime_ns
+    assert _cpu_library._built(tmp_path) == first == again
+    assert first.stat().st_mtime_ns == written
+    assert [f.name for f in tmp_path.iterdir()] == [first.name]
+    assert _cpu_library._key(["g++", *flags, "-DANOTHER"]) != _cpu_library._key(["g++", *flags])
+
+
+def test_a_missing_compiler_is_a_reason_and_a_failing_one_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("this is no C++")
+    with monkeypatch.context() as patch:
+        patch.setattr(_cpu_library, "_SOURCE", broken)
+        with pytest.raises(RuntimeError, match=r"could not compile broken.cpp[\s\S]*error"):
+            _cpu_library._built(tmp_path)
+    assert not list(tmp_path.glob("*.so"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (reason,) = variants.why_unavailable("cpu_fused")
+    assert "no-such-compiler" in reason
+    assert "none was found" in reason
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    assert "g++ or clang++" in variants.why_unavailable("cpu_fused")[0]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
+    folder = _cpu_library._cache_folder()
+    assert folder.is_dir()
+    assert in_the_way not in folder.parents
+    folder.rmdir()
+
+
+def test_plain_vectors_give_the_same_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for the oldest processor of this kind, without the instructions that this one has."""
+    flags = tuple(f for f in _cpu_library._FLAGS if not f.startswith("-march"))
+    monkeypatch.setattr(_cpu_library, "_FLAGS", (*flags, "-O1"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cpu_fused, "library", _cpu_library.library.__wrapped__)
+    for channels in (16, 5):
+        made = seam(101, 37, batch=2, item_masks=True, channels=channels)
+        assert max(seam_errors("cpu_fused", made, backward=True).values()) < 2e-5
+
+
+def test_its_sources_are_installed_with_it() -> None:
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
+    shipped = project["tool"]["setuptools"]["package-data"]["variants"]
+    sources = [f.name for f in FOLDER.iterdir() if f.is_file() and f.suffix != ".py"]
+    assert "_cpu_fused.cpp" in sources
+    assert [f for f in sources if not any(fnmatch(f, pattern) for pattern in shipped)] == []
