@@ -248,3 +248,19 @@ def test_the_original_is_left_alone() -> None:
     variants.convert(made.block, "triton_fused")._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
     for name, x in made.block.state_dict().items():
         assert torch.equal(x, state[name])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_band_too_large_for_a_multiprocessor_is_gathered(deterministic: bool, monkeypatch) -> None:
+    """The two kinds of kernel agree on what the forward leaves for the backward."""
+    from triton.runtime.errors import OutOfResources
+
+    def no_room(*_, **__):
+        raise OutOfResources(262144, 232448, "shared memory")
+
+    torch.use_deterministic_algorithms(deterministic)
+    made = seam(19, 12, batch=2, item_masks=True)
+    leaves = [x.detach().nan_to_num().requires_grad_() for x in made.inputs]
+    for name in ("backward", "forward"):  # first the backward alone
+        monkeypatch.setattr(triton_fused.launch, name, no_room)
+        _compare(made.block, leaves, made.neighbor_idx, made.valid_mask, torch.randn(leaves[0].shape), 1e-6)

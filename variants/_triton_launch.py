@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from ._remember import remembered
 from ._triton_config import Config, Sizes, pow2
 from ._triton_tune import choose
 from ._triton_tuned import Direction
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,16 @@ _ROWS = 16  # per program of the kernels that go over rows
 def _kernels(part: str) -> Any:
     """A module of kernels, imported when first launched: triton is optional."""
     return importlib.import_module(f"._triton_{part}", __package__)
+
+
+def if_it_fits(run: Callable[[], Made]) -> Made | None:
+    """What ``run`` gives; None where one of its kernels wants more shared memory than a multiprocessor has."""
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        return run()
+    except OutOfResources:
+        return None
 
 
 def _choose(direction: Direction, problem: Problem, plan: BandPlan | None = None) -> Config:

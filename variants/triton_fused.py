@@ -27,6 +27,7 @@ six times between its products, two programs to a multiprocessor.
 kernels (``_triton_gather``), bound by the cache that K and V rows come from. There it is dK and dV that are shared, by
 fp32 atomics; under ``torch.use_deterministic_algorithms`` the table is inverted (4 bytes a slot) and a second kernel
 walks over the slots of each key in their order. So in either mode two runs then agree to the bit in every gradient.
+A band whose tiles do not fit a multiprocessor's shared memory (fp32 from H D = 512 on) takes the gather kernels too.
 
 On a CPU the kernels run in Triton's interpreter only: for tests.
 """
@@ -110,9 +111,8 @@ def atom_attention(
     if p.numel() == 0:
         return torch.zeros_like(problem.q), q.new_full(q.shape[:3], float("inf"), dtype=torch.float32)
     plan = _band_or_none(neighbor_idx, valid_mask)
-    if plan is None:
-        return launch.forward_gather(problem, neighbor_idx.contiguous())
-    return launch.forward(problem, plan)
+    found = None if plan is None else launch.if_it_fits(lambda: launch.forward(problem, plan))
+    return found or launch.forward_gather(problem, neighbor_idx.contiguous())
 
 
 @atom_attention.register_fake
@@ -135,7 +135,9 @@ def atom_attention_backward(
     grad_o, deterministic = grad_o.contiguous(), torch.are_deterministic_algorithms_enabled()
     plan = _band_or_none(neighbor_idx, valid_mask)
     if plan is not None:
-        return launch.backward(problem, plan, o, lse, grad_o, deterministic=deterministic)
+        band = lambda: launch.backward(problem, plan, o, lse, grad_o, deterministic=deterministic)  # noqa: E731
+        if (found := launch.if_it_fits(band)) is not None:
+            return found
     holders = launch.holders_of(neighbor_idx, valid_mask) if deterministic else None
     return launch.backward_gather(problem, neighbor_idx.contiguous(), o, lse, grad_o, holders=holders)
 
