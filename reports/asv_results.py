@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from benchmarks.asv_metrics import STATUS_CODES
+from reports.asv_reasons import reasons
 from reports.load import InputError, Rejected
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 STATUS_WORDS = {code: word for word, code in STATUS_CODES.items()}
 NUMBER, NOT_AVAILABLE, FAILED = "number", "n/a", "failed"  # the column ``found``
+STATUS = "status"  # the metric that says what became of a cell
 INDEX = "benchmarks.json"  # what makes a folder one of asv's
 
 
@@ -83,7 +85,10 @@ def read(folders: Sequence[Path], repository: Path | None = None) -> AsvResults:
         for results, source in _results(folder, rejected):
             machine = str(results.params.get("machine"))
             machines.setdefault(machine, {}).update({k: str(v) for k, v in results.params.items() if v})
+            why = reasons(folder / source)
             for row in _rows(results, benchmarks, source, rejected):
+                level = row["suite"].rpartition(".")[2].lower()
+                row["reason"] = why.get((level, *row["params"].values())) if row["status"] != "ok" else None
                 key = tuple(row[k] for k in ("machine", "env", "commit", "benchmark", "cell"))
                 if key not in rows or (row["started_at"] or 0) >= (rows[key]["started_at"] or 0):
                     rows[key] = row
@@ -152,54 +157,65 @@ def _results(folder: Path, rejected: list[Rejected]) -> Iterator[tuple[Results, 
 def _rows(
     results: Results, benchmarks: Benchmarks, source: str, rejected: list[Rejected]
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The rows of one file; a suite's status first, for it says which cells were asked for."""
     current = results.get_result_keys(benchmarks)
-    states: dict[tuple[str, tuple[str, ...]], float | None] = {}
-    found: list[dict[str, Any]] = []
-    for key in sorted(results.get_all_result_keys()):
+    states: dict[str, dict[tuple[str, ...], str | None]] = {}
+    for key in sorted(results.get_all_result_keys(), key=lambda k: (_split(k)[1] != STATUS, k)):
+        suite, metric = _split(key)
         if key not in current:
             rejected.append(Rejected(source, 0, f"{key} is of another version than {INDEX} knows"))
             continue
         try:
-            made = list(_of_benchmark(results, key, benchmarks[key], source))
+            rows = list(_of_benchmark(results, key, benchmarks[key], source, states.get(suite)))
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as e:
             rejected.append(Rejected(source, 0, f"{key}: {_said(e)}"))
             continue
-        found += made
-        if made and made[0]["metric"] == "status":
-            states |= {(row["suite"], row["cell"]): row["value"] for row in made}
-    tracked = {suite for suite, _ in states}
-    for row in found:
-        code = states.get((row["suite"], row["cell"]))
-        row["status"] = None if code is None else STATUS_WORDS.get(int(code), f"code {code:g}")
-        if row["found"] == NOT_AVAILABLE and row["suite"] in tracked and code is None:
-            continue  # nobody asked for this cell
-        yield row
+        if metric == STATUS:
+            states[suite] = {row["cell"]: _word(row["value"]) for row in rows if row["found"] != NOT_AVAILABLE}
+            rows = [row | {"status": states[suite].get(row["cell"])} for row in rows if row["found"] != NOT_AVAILABLE]
+        yield from rows
 
 
-def _of_benchmark(results: Results, key: str, benchmark: dict[str, Any], source: str) -> Iterator[dict[str, Any]]:
+def _split(key: str) -> tuple[str, str]:
+    """``block.Block.track_latency``: the suite ``block.Block`` and the metric ``latency``."""
+    suite, _, function = key.rpartition(".")
+    return suite, function.partition("_")[2] or function
+
+
+def _word(code: float | None) -> str | None:
+    return None if code is None else STATUS_WORDS.get(int(code), f"code {code:g}")
+
+
+def _of_benchmark(
+    results: Results, key: str, benchmark: dict[str, Any], source: str, asked: dict[tuple[str, ...], str | None] | None
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Rows of one benchmark; with ``asked`` (statuses by cell), n/a only for cells that are in it."""
     params: list[list[str]] = benchmark["params"] or []
     names: list[str] = benchmark["param_names"] or []
-    suite, _, function = key.rpartition(".")
-    metric = function.partition("_")[2] or function
+    suite, metric = _split(key)
     columns = [get(key, params) for get in
                (results.get_result_value, results.get_result_stats, results.get_result_samples)]  # fmt: skip
-    entries = list(zip(itertools.product(*params), *columns, strict=True))
-    if len(entries) > 1 and all(value is None for _, value, _, _ in entries):
-        entries, names = (
-            [((), None, None, None)],
-            [],
-        )  # it broke as a whole: one row, not one of every cell that might be
-    for cell, value, stats, samples in entries:
+    plain = itertools.product(*([_literal(v) for v in values] for values in params))
+    entries = list(zip(itertools.product(*params), plain, *columns, strict=True))
+    if len(entries) > 1 and all(value is None for _, _, value, _, _ in entries):
+        # It broke as a whole: one row, not one of every cell that there might have been.
+        entries, names = [((), (), None, None, None)], []
+    shared = {
+        "machine": results.params.get("machine"), "env": results.env_name, "commit": results.commit_hash,
+        "date": pd.Timestamp(results.date, unit="ms", tz="UTC"), "suite": suite, "metric": metric,
+        "unit": benchmark.get("unit") or "", "benchmark": key, "started_at": results.started_at.get(key),
+        "source": source,
+    }  # fmt: skip
+    for cell, values, value, stats, samples in entries:
         number, found = _value(value)
+        if found == NOT_AVAILABLE and asked is not None and cell not in asked:
+            continue
         stats = stats or {}
-        yield {
-            "machine": results.params.get("machine"), "env": results.env_name, "commit": results.commit_hash,
-            "date": pd.Timestamp(results.date, unit="ms", tz="UTC"), "suite": suite, "metric": metric,
-            "unit": benchmark.get("unit") or "", "benchmark": key, "cell": cell,
-            "params": {n: _literal(v) for n, v in zip(names, cell, strict=True)}, "value": number, "found": found,
-            "ci_low": _bound(stats.get("ci_99_a")), "ci_high": _bound(stats.get("ci_99_b")),
-            "q25": _bound(stats.get("q_25")), "q75": _bound(stats.get("q_75")), "n_samples": stats.get("repeat"),
-            "samples": samples, "started_at": results.started_at.get(key), "source": source,
+        yield shared | {
+            "cell": cell, "params": dict(zip(names, values, strict=True)), "value": number, "found": found,
+            "status": asked.get(cell) if asked else None, "ci_low": _bound(stats.get("ci_99_a")),
+            "ci_high": _bound(stats.get("ci_99_b")), "q25": _bound(stats.get("q_25")),
+            "q75": _bound(stats.get("q_75")), "n_samples": stats.get("repeat"), "samples": samples,
         }  # fmt: skip
 
 
@@ -221,16 +237,30 @@ def _bound(value: object) -> float | None:
 
 
 def _literal(text: str) -> object:
-    """A parameter's value: asv keeps its ``repr``."""
+    """A parameter's value, of which asv keeps the ``repr``; what is no plain value stays that text."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    return value if value is None or isinstance(value, str | int | float) else text
 
 
 def _frame(rows: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Parameters become columns; one that has the name of another column gets ``param_`` before it."""
-    taken = {"machine", "env", "commit", "date", "suite", "metric", "unit", "value", "found", "status", "samples"}
+    taken = {
+        "machine",
+        "env",
+        "commit",
+        "date",
+        "suite",
+        "metric",
+        "unit",
+        "value",
+        "found",
+        "status",
+        "reason",
+        "samples",
+    }
     named: dict[str, str] = {}
     flat = []
     for row in rows:

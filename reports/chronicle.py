@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from benchmarks.harness.statistics import Ratio
 from reports import chronicle_tables, forests, lanes, words
-from reports.asv_results import FAILED, NUMBER, Commit
+from reports.asv_results import FAILED, NUMBER, STATUS, Commit
 from reports.chronicle_tables import setting, sizes, unpaired
-from reports.history import LATENCY, MEMORY, STATUS, Against, History, Host, Problem, Series, Step
+from reports.history import KERNELS, LATENCY, MEMORY, Against, History, Host, Problem, Series, Step
 from reports.lanes import Lane
 from reports.load import SHORT_DTYPE, Rejected
 from reports.panel import Drawing
@@ -20,7 +20,6 @@ DRAWN_A_LEVEL = 3  # problems a level and metric; the others are in history.csv
 TOLD = 5  # steps named in the first sentences
 METRIC_WORDS = {LATENCY: "Time", MEMORY: "Memory"}
 MORE = {LATENCY: ("slower", "faster"), MEMORY: ("heavier", "lighter")}
-KERNELS = "kernels"
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ def chronicle(h: History, names: Sequence[str]) -> Chronicle:
     """``names``: every backend of the page, for stable colours."""
     made = [chronicle_tables.steps(h), chronicle_tables.side_by_side(h), chronicle_tables.statuses(h)]
     made += [chronicle_tables.machines(h)] if h.against else []
+    made += [chronicle_tables.kernels(h)] if any(s.problem.level == KERNELS for s in h.series) else []
     return Chronicle(
         _headline(h), _notices(h), [p for p in _pages(h, names) if p.drawings], made,
         [(host, _facts(h, host)) for host in h.hosts], _summary(h), h.backends,
@@ -66,7 +66,7 @@ def _plural(n: int, word: str) -> str:
 def _summary(h: History) -> str:
     numbers = list(h.results.frame["found"]).count(NUMBER)
     levels = len({s.problem.level for s in h.series})
-    return (f"{numbers:,} numbers of asv: {_plural(len(h.hosts), 'machine')}, "
+    return (f"{numbers:,} numbers of asv: {_plural(len({x.machine for x in h.hosts}), 'machine')}, "
             f"{_plural(len(h.results.commits), 'commit')}, {_plural(levels, 'level')}")  # fmt: skip
 
 
@@ -138,10 +138,14 @@ def _facts(h: History, host: Host) -> list[tuple[str, str]]:
     commits = {p.commit.hash: p.commit for s in h.series if s.host == host for p in s.points}
     newest = max(commits.values(), key=lambda c: c.position)
     return [
-        *((spelled.get(k, k.replace("_", " ")), v) for k, v in held.items() if k != "version"),
+        *((spelled.get(k, k.replace("_", " ")), _fact(k, v)) for k, v in held.items() if k != "version"),
         ("environment", host.env), ("commits", f"{len(commits):,}"),
         ("newest commit", f"{newest.short}, {newest.date:%Y-%m-%d}"),
     ]  # fmt: skip
+
+
+def _fact(key: str, value: str) -> str:
+    return words.size(float(value)) if key == "ram" and value.isdigit() and int(value) >= 2**20 else value
 
 
 def _pages(h: History, names: Sequence[str]) -> Iterator[Page]:

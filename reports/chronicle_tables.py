@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from reports import words
-from reports.history import LATENCY, STATUS, Against, History, Host, Problem, Series, Step
+from reports.asv_results import STATUS
+from reports.history import KERNELS, LATENCY, Against, History, Host, Problem, Series, Step
 from reports.lanes import in_unit
 from reports.load import MODE_WORDS, SHORT_DTYPE
-from reports.table import Column, Table, Td, missing, name, num, text
+from reports.table import Column, Table, Td, long, missing, name, num, text
 
 LISTED = 400
 _ALONE = "one commit alone on a side: one noisy run looks like this"
@@ -126,7 +127,7 @@ def _newest(s: Series | None) -> Td:
 
 
 def statuses(h: History) -> Table:
-    columns = (Column("machine"), *PROBLEM, Column("now"), Column("before"), Column("since"))
+    columns = (Column("machine"), *PROBLEM, Column("now"), Column("before"), Column("since"), Column("why"))
     last = {(c.series.host, *c.series.key): c for c in h.changes}
     rows = []
     for s in h.series:
@@ -137,6 +138,7 @@ def statuses(h: History) -> Table:
                 text(s.host.machine), *_problem_cells(s), Td(newest.status, newest.status, kind=f"s-{newest.status}"),
                 missing("always so") if change is None else text(change.before),
                 text((change.first if change else s.points[0].commit).short),
+                long(newest.reason) if newest.reason else missing("no record beside asv's results says"),
             ])  # fmt: skip
     note = "Cells whose newest status is not ok, and those whose status changed with a commit."
     return Table(
@@ -157,3 +159,32 @@ def machines(h: History) -> Table:
     ]  # fmt: skip
     note = unpaired(h) + _cut(len(h.against), "history.csv")
     return Table("h-machines", "Machine against machine", columns, rows, note)
+
+
+def kernels(h: History) -> Table:
+    """What the compiler made of each kernel at the newest commit, a column a number."""
+    held: dict[tuple[Host, Problem, str], dict[str, Series]] = defaultdict(dict)
+    for s in h.series:
+        if s.problem.level == KERNELS:
+            held[s.host, s.problem, s.backend][s.metric] = s
+    metrics = list(dict.fromkeys(m for found in held.values() for m in found))
+    numbers = [Column(m.replace("_", " "), True) for m in metrics]
+    columns = (Column("machine"), Column("kernel"), Column("for"), *numbers, Column("commit"))
+    rows = []
+    for (host, problem, kernel), found in held.items():
+        dtype = SHORT_DTYPE.get(str(dict(problem.params).get("dtype")), "")
+        what = ", ".join(x for x in (sizes(problem), dtype) if x)
+        cells = [_compiled(found.get(m)) for m in metrics]
+        newest = max((s.points[-1].commit for s in found.values()), key=lambda c: c.position)
+        rows.append([text(host.machine), text(kernel), text(what), *cells, text(newest.short)])
+    note = "At the newest commit; compiled for an architecture that need not be here."
+    return Table("h-kernels", "Kernels as compiled", columns, rows[:LISTED], note + _cut(len(rows), "history.csv"))
+
+
+def _compiled(s: Series | None) -> Td:
+    if s is None:
+        return missing("not asked for")
+    p = s.points[-1]
+    if s.metric == STATUS:
+        return text(p.status)
+    return missing(p.status) if p.value is None else num(p.value, in_unit(p.value, s.unit))

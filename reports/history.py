@@ -13,18 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
 from benchmarks.asv_metrics import SHOWN_ONLY
 from benchmarks.harness.statistics import Ratio
-from reports.asv_results import FAILED, NUMBER, AsvResults, Commit
+from reports.asv_results import FAILED, NUMBER, STATUS, AsvResults, Commit
 
-LATENCY, MEMORY, STATUS = "latency", "peak_memory", "status"
+LATENCY, MEMORY = "latency", "peak_memory"
 NEVER_JUDGED = frozenset({*SHOWN_ONLY, STATUS, "throttle"})  # larger is not worse there, or was seen once
 STEP_SHARE = 0.05  # asv's own default: smaller steps are not told
 LANES = ("backend", "kernel")  # the parameter that is compared within one problem
 PLACE = "device"
-FIRST = ("attention", "block", "stack", "encoder", "decoder", "index", "kernels")
+KERNELS = "kernels"  # the level that is compiled, not run
+FIRST = ("attention", "block", "stack", "encoder", "decoder", "index", KERNELS)
 SIZE = "n_atom"
 
 
@@ -68,6 +67,7 @@ class Point:
     low: float | None
     high: float | None
     status: str
+    reason: str | None = None
 
     @property
     def weight(self) -> float | None:
@@ -167,7 +167,7 @@ class History:
 
     @property
     def backends(self) -> list[str]:
-        return sorted({s.backend for s in self.series if s.problem.level != "kernels"})
+        return sorted({s.backend for s in self.series if s.problem.level != KERNELS})
 
 
 def analyse(results: AsvResults) -> History:
@@ -181,18 +181,22 @@ def analyse(results: AsvResults) -> History:
 
 
 def _hosts(results: AsvResults) -> dict[tuple[str, str, str], Host]:
+    """By machine, environment and device. What needs no device (compiled kernels) counts to the machine's first."""
     frame = results.frame
-    devices = frame[PLACE].fillna("") if PLACE in frame else pd.Series("", index=frame.index)
-    found = sorted(set(zip(frame["machine"], devices, frame["env"], strict=True)))
-    envs = defaultdict(set)
-    for machine, _, env in found:
-        envs[machine].add(env)
+    devices = [d if isinstance(d, str) else "" for d in frame[PLACE]] if PLACE in frame else [""] * len(frame)
+    asked = sorted(set(zip(frame["machine"], frame["env"], devices, frame["found"].eq(NUMBER), strict=True)))
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for machine, env, device, _ in sorted(asked, key=lambda entry: not entry[3]):  # where there are numbers first
+        if device and device not in found[machine, env]:
+            found[machine, env].append(device)
     out = {}
-    for machine, device, env in found:
+    for machine, env, device, _ in asked:
+        held = device or next(iter(found[machine, env]), "")
         facts = results.machines.get(machine, {})
-        hardware = (facts.get("gpu") if device != "cpu" else None) or facts.get("cpu") or machine
-        detail = ", ".join([machine, *([device] if device else []), *([env] if len(envs[machine]) > 1 else [])])
-        out[machine, device, env] = Host(machine, device, env, hardware, f"{hardware} ({detail})")
+        hardware = (facts.get("gpu") if held != "cpu" else None) or facts.get("cpu") or machine
+        several = sum(1 for other, _ in found if other == machine) > 1
+        detail = ", ".join([machine, *([held] if held else []), *([env] if several else [])])
+        out[machine, env, device] = Host(machine, held, env, hardware, f"{hardware} ({detail})")
     return out
 
 
@@ -211,7 +215,7 @@ def _series(results: AsvResults, hosts: Mapping[tuple[str, str, str], Host]) -> 
         params = tuple((p, first[p]) for p in fixed if first[p] is not None)
         problem = Problem(first["suite"].rpartition(".")[2].lower(), params)
         points = tuple(_point(row, commits) for row in rows)
-        host = hosts[first["machine"], first.get(PLACE) or "", first["env"]]
+        host = hosts[first["machine"], first["env"], first.get(PLACE) or ""]
         yield Series(host, problem, backend, first["metric"], first["unit"], points, _segments(points, first["metric"]))
 
 
@@ -228,9 +232,10 @@ def _point(row: Mapping[str, object], commits: Mapping[str, Commit]) -> Point:
         return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
 
     status = row["status"] if isinstance(row["status"], str) else None
-    found = str(row["found"])
+    found, reason = str(row["found"]), row.get("reason")
     return Point(commits[str(row["commit"])], number("value"), number("ci_low"), number("ci_high"),
-                 found if found == FAILED else status or ("ok" if found == NUMBER else found))  # fmt: skip
+                 found if found == FAILED else status or ("ok" if found == NUMBER else found),
+                 reason if isinstance(reason, str) else None)  # fmt: skip
 
 
 def _segments(points: Sequence[Point], metric: str) -> tuple[Segment, ...]:

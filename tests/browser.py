@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -44,3 +44,43 @@ class Visit:
 
     def close(self) -> None:
         self.context.close()
+
+    def sticking_out(self) -> list[str]:
+        """Elements that are wider than the window and do not scroll by themselves."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll("main *, header *")].filter(e => {
+            const r = e.getBoundingClientRect();
+            return r.width > 0 && r.right > innerWidth + 1 && !e.closest(".scroll") && !e.closest("svg");
+        }).map(e => e.tagName + "." + e.className).slice(0, 5)"""
+        )
+
+    def overlaps(self) -> list[str]:
+        """Texts of one figure that cover each other."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll("figure > svg")].flatMap(svg => {
+            const texts = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
+            const hit = [];
+            texts.forEach(([a, r], i) => texts.slice(i + 1).forEach(([b, s]) => {
+                const x = Math.min(r.right, s.right) - Math.max(r.left, s.left);
+                const y = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
+                if (x > 1 && y > 4) hit.push(svg.querySelector("title").textContent + ": " + a + " / " + b);
+            }));
+            return hit;
+        })"""
+        )
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Every drawing: its name, the texts that leave it (``out``), its size and its ground."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll("figure > svg")].map(svg => {
+            const box = svg.getBoundingClientRect();
+            const out = [...svg.querySelectorAll("text")].filter(t => {
+                const r = t.getBoundingClientRect();
+                return r.left < box.left - 1 || r.right > box.right + 1 ||
+                    r.top < box.top - 1 || r.bottom > box.bottom + 1;
+            }).map(t => t.textContent);
+            const name = document.getElementById(svg.getAttribute("aria-labelledby").split(" ")[0])?.textContent;
+            const ground = getComputedStyle(svg.querySelector("path")).fill;
+            return {name, out, width: box.width, height: box.height, ground};
+        })"""
+        )

@@ -56,12 +56,7 @@ def test_renders_offline_without_complaint_or_overflow(visit, url, width, scheme
     assert [r for r in v.requests if not r.startswith(("file://", "data:"))] == []
     assert [r for r in v.requests if r.startswith("file://")] == [url]
     assert v.page.evaluate("document.documentElement.scrollWidth") <= width
-    sticking_out = v.page.evaluate(
-        """() => [...document.querySelectorAll("main *, header *")].filter(e => {
-            const r = e.getBoundingClientRect();
-            return r.width > 0 && r.right > innerWidth + 1 && !e.closest(".scroll") && !e.closest("svg");
-        }).map(e => e.tagName + "." + e.className).slice(0, 5)"""
-    )
+    sticking_out = v.sticking_out()
     assert sticking_out == []
     background = v.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]
@@ -70,19 +65,7 @@ def test_renders_offline_without_complaint_or_overflow(visit, url, width, scheme
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_figures_follow_the_scheme_and_their_texts_stay_inside(visit, scheme):
     v = visit(scheme=scheme)
-    found = v.page.evaluate(
-        """() => [...document.querySelectorAll("figure > svg")].map(svg => {
-            const box = svg.getBoundingClientRect();
-            const out = [...svg.querySelectorAll("text")].filter(t => {
-                const r = t.getBoundingClientRect();
-                return r.left < box.left - 1 || r.right > box.right + 1 ||
-                    r.top < box.top - 1 || r.bottom > box.bottom + 1;
-            }).map(t => t.textContent);
-            const name = document.getElementById(svg.getAttribute("aria-labelledby").split(" ")[0])?.textContent;
-            const ground = getComputedStyle(svg.querySelector("path")).fill;
-            return {name, out, width: box.width, height: box.height, ground};
-        })"""
-    )
+    found = v.figures()
     assert len(found) >= 12
     assert [f for f in found if f["out"]] == []
     assert all(f["name"] and f["width"] > 300 and f["height"] > 100 for f in found)
@@ -91,18 +74,7 @@ def test_figures_follow_the_scheme_and_their_texts_stay_inside(visit, scheme):
 
 def test_labels_in_figures_do_not_overlap(visit):
     v = visit()
-    overlaps = v.page.evaluate(
-        """() => [...document.querySelectorAll("figure > svg")].flatMap(svg => {
-            const texts = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
-            const hit = [];
-            texts.forEach(([a, r], i) => texts.slice(i + 1).forEach(([b, s]) => {
-                const x = Math.min(r.right, s.right) - Math.max(r.left, s.left);
-                const y = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
-                if (x > 1 && y > 4) hit.push(svg.querySelector("title").textContent + ": " + a + " / " + b);
-            }));
-            return hit;
-        })"""
-    )
+    overlaps = v.overlaps()
     assert overlaps == []
 
 

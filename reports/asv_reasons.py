@@ -1,0 +1,54 @@
+"""Why a cell has no number: asv keeps codes, the harness's records beside asv's results keep the sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+AXES = ("device", "backend", "n_atom", "window", "k", "dtype", "mode")
+UNCAPPED = "all"
+Key = tuple[object, ...]  # level, then AXES; or "kernels", kernel, arch, dtype
+
+
+def reasons(results_file: Path) -> dict[Key, str]:
+    """The reason of every cell that has one, from the records of one commit and environment; the last of a cell counts.
+
+    ``results_file`` is asv's (``MACHINE/COMMIT-ENV.json``); the records lie in ``MACHINE/records``. A line that is no
+    record has no reason to give: the report of the records themselves is where it is named.
+    """
+    beside = results_file.parent / "records" / results_file.stem
+    found: dict[Key, str | None] = {}
+    for end in (".jsonl", ".kernels.jsonl"):
+        for fields in _lines(beside.with_name(beside.name + end)):
+            key = _key(fields)
+            if key is not None:
+                reason = fields.get("reason")
+                found[key] = reason if isinstance(reason, str) and reason else None
+    return {key: reason for key, reason in found.items() if reason is not None}
+
+
+def _lines(path: Path) -> Iterator[dict[str, object]]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.split("\n"):
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(fields, dict):
+            yield fields
+
+
+def _key(fields: dict[str, object]) -> Key | None:
+    """Values that no cell can have (lists, say) make no key."""
+    problem = fields.get("problem")
+    if isinstance(problem, dict):
+        cap = problem.get("k_cap")
+        held = problem | {"backend": fields.get("backend"), "k": UNCAPPED if cap is None else cap}
+        values = [held.get("level"), *(held.get(axis) for axis in AXES)]
+    else:
+        values = ["kernels", *(fields.get(name) for name in ("kernel", "arch", "dtype"))]
+    return tuple(values) if all(isinstance(v, str | int) for v in values) else None
