@@ -87,7 +87,7 @@ _PIVOT = {"window": 32, "k": UNCAPPED, "dtype": "float32", "mode": "fwd"}
 _DRAWN = {"cpu": {"attention": 1}, "cuda": {"attention": 4, "block": 1}}
 _LARGEST = {"cpu": 512, "cuda": 16384}
 # Above the seam the backends differ by less and cost more: those that the seam finds slow are left out there.
-_ABOVE_THE_SEAM = ("banded", "sdpa_tiles", "triton_fused")
+_ABOVE_THE_SEAM = ("banded", "cpu_fused", "sdpa_tiles", "triton_fused")
 
 
 def params(level: str) -> list[list[Any]]:

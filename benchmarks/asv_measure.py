@@ -26,7 +26,7 @@ from .harness.device import ForeignPackage, code_hash, code_origin, cpu_cores, c
 from .harness.host import Host
 from .harness.measure import Options
 from .harness.process import WorkerDied, WorkerTimeout
-from .harness.record import Provenance, Record
+from .harness.record import Provenance, Record, Status
 from .harness.sweep import Settings, Sweep, plan, portable
 
 RESULTS, QUICK, COMMIT, MACHINE = "BENCH_RESULTS", "BENCH_QUICK", "BENCH_COMMIT", "BENCH_MACHINE"
@@ -41,26 +41,29 @@ Cells = dict[tuple[str, str], tuple[str, tuple]]  # (problem's key, backend) -> 
 
 def measure_commit() -> Cache:
     """The numbers of every selected cell, by (level, cell); its records are appended to :func:`records_path`."""
-    os.environ.setdefault(COMMIT, os.environ.get("ASV_COMMIT", ""))
+    if "ASV_COMMIT" in os.environ:
+        os.environ[COMMIT] = os.environ["ASV_COMMIT"]
     levels = [level for level in asv_grid.GRIDS if level != asv_grid.KERNELS]
     groups, cells = planned((level, cell) for level in levels for cell in asv_grid.selected(level))
     asked = asv_grid.selected(asv_grid.KERNELS)
     with Host() as host:
-        foreign = foreign_code() or _does_not_start(host, groups)
-        if foreign is not None:
-            made, inspected = _none_ran(groups, foreign), _kernels_out(asked, foreign)
-            record.append(records_path(), made)
-        else:
-            settings = Settings(out=records_path(), options=_options(), fresh=True, argv=tuple(sys.argv))
-            made = Sweep(groups, settings, host=host).run().made
-            inspected = [_inspected(host, *cell) for cell in asked]
+        foreign = foreign_code()
+        made: list[Record] = []
+        for device in dict.fromkeys(group.problem.device for group in groups):
+            there = [group for group in groups if group.problem.device == device]
+            out = ("crashed", foreign) if foreign else _does_not_start(host, device)
+            made += _swept(host, there) if out is None else _none_ran(there, *out)
+        out = ("crashed", foreign) if foreign else _does_not_start(host, "cpu")
+        inspected = [_inspected(host, *cell) for cell in asked] if out is None else _kernels_out(asked, *out)
     _append_kernels(inspected)
     found = {cells[r.problem.key, r.backend]: row(r, METRICS) for r in made}
     return found | {(asv_grid.KERNELS, (k.kernel, k.arch, k.dtype)): row(k, KERNEL_METRICS) for k in inspected}
 
 
-def _options() -> Options:
-    return BRIEF if os.environ.get(QUICK) else FULL
+def _swept(host: Host, groups: list[Group]) -> list[Record]:
+    options = BRIEF if os.environ.get(QUICK) else FULL
+    settings = Settings(out=records_path(), options=options, fresh=True, argv=tuple(sys.argv))
+    return Sweep(groups, settings, host=host).run().made
 
 
 def planned(wanted: Iterable[tuple[str, tuple]]) -> tuple[list[Group], Cells]:
@@ -145,26 +148,30 @@ def committed_hash(repository: Path, commit: str) -> str | None:
 # -- a commit that does not run ----------------------------------------------------------------------
 
 
-def _none_ran(groups: list[Group], reason: str) -> list[Record]:
-    """A record for every cell of a commit that cannot be measured."""
+def _none_ran(groups: list[Group], status: Status, reason: str) -> list[Record]:
+    """A record on file for every cell of a commit, or of a device, that cannot be measured."""
     where, run = _provenance(), f"{datetime.now(UTC):%Y%m%dT%H%M%S}-none"
-    return [
+    made = [
         Record(
             run=run, group=f"{run}/{group.problem.key[:8]}", backend=arms.name_of(backend), problem=group.problem,
-            status="crashed", reason=portable(reason), provenance=where,
+            status=status, reason=portable(reason), provenance=where,
         )
         for group in groups
         for backend in group.backends
     ]  # fmt: skip
+    record.append(records_path(), made)
+    return made
 
 
-def _does_not_start(host: Host, groups: list[Group]) -> str | None:
+def _does_not_start(host: Host, device: str) -> tuple[Status, str] | None:
     """Why no worker gets as far as to describe the machine; None if one does."""
     try:
-        for device in dict.fromkeys(group.problem.device for group in groups) or ("cpu",):
-            host.describe(device)
+        found = host.devices()
+        if not found[device]:
+            return "unsupported", f"device: {device} is required, torch {found['torch']} finds none here"
+        host.describe(device)
     except (WorkerDied, WorkerTimeout) as e:
-        return _last_line(e)
+        return "crashed", _last_line(e)
     return None
 
 
@@ -200,8 +207,8 @@ def _inspected(host: Host, kernel: str, arch: int, dtype: str) -> kernels.Kernel
     return _kernel_record(kernel, arch, dtype, found, Provenance.model_validate(where))
 
 
-def _kernels_out(asked: list[tuple], reason: str) -> list[kernels.KernelRecord]:
-    found = {"status": "crashed", "reason": reason}
+def _kernels_out(asked: list[tuple], status: Status, reason: str) -> list[kernels.KernelRecord]:
+    found = {"status": status, "reason": reason}
     return [_kernel_record(kernel, arch, dtype, found, _provenance()) for kernel, arch, dtype in asked]
 
 

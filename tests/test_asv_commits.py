@@ -37,13 +37,19 @@ rows = importlib.import_module("benchmarks.asv_measure").measure_commit()
 assert "torch" not in sys.modules
 print(json.dumps([[level, cell, row] for (level, cell), row in rows.items()]))
 """
-CELLS = "all level=attention device=cpu n_atom=512 window=16 k=64 dtype=float32 mode=fwd backend="
+CELLS = "all level=attention n_atom=512 window=16 k=64 dtype=float32 mode=fwd backend="
 
 
-def measured(code: Path, folder: Path, backends: str, also: str = "") -> tuple[dict[str, dict[str, Any]], list[Record]]:
+def measured(
+    code: Path, folder: Path, backends: str, device: str = "cpu"
+) -> tuple[dict[str, dict[str, Any]], list[Record]]:
     """What asv would be given for the code in this folder, by backend, and the records behind it."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("ASV_", "BENCH_"))}
-    env |= {"BENCH_CELLS": CELLS + backends + also, "BENCH_RESULTS": str(folder / "results"), "BENCH_QUICK": "1"}
+    env |= {
+        "BENCH_CELLS": f"{CELLS}{backends} device={device}",
+        "BENCH_RESULTS": str(folder / "results"),
+        "BENCH_QUICK": "1",
+    }
     env |= {"BENCH_MACHINE": "testbed", "ASV_COMMIT": "0123456789abcdef", "ASV_ENV_NAME": "thin"}
     command = [sys.executable, "-P", "-c", MEASURE, str(code), str(ROOT / "benchmarks")]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
@@ -102,7 +108,7 @@ def test_a_commit_whose_variants_lack_what_todays_harness_asks_for_is_measured_a
     code: Path, tmp_path: Path
 ) -> None:
     _append(code / "variants" / "__init__.py", "\ndel convert\n")
-    rows, records = measured(code, tmp_path, "dense", " level=attention")
+    rows, records = measured(code, tmp_path, "dense")
     assert rows["dense"]["status"] == STATUS_CODES["crashed"]
     assert "no attribute 'convert'" in (records[0].reason or "")
 
@@ -124,12 +130,14 @@ def test_a_commit_without_the_packages_is_not_started(code: Path, tmp_path: Path
     assert all(told in (one.reason or "") for one in records)
 
 
-def test_a_commit_that_does_not_import_has_a_reason_per_cell(code: Path, tmp_path: Path) -> None:
-    _append(code / "pallatom" / "__init__.py", "\nraise ImportError('cannot be imported today')\n")
-    rows, records = measured(code, tmp_path, "dense,banded")
-    assert {row["status"] for row in rows.values()} == {STATUS_CODES["crashed"]}
-    assert ["cannot be imported today" in (one.reason or "") for one in records] == [True, True]
-    assert all(row["latency"] is None for row in rows.values())
+def test_a_device_that_is_not_there_is_a_reason_not_a_failure(code: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    rows, records = measured(code, tmp_path, "dense,banded", device="cuda")
+    assert {row["status"] for row in rows.values()} == {STATUS_CODES["unsupported"]}
+    assert all((one.reason or "").startswith("device: cuda is required, torch ") for one in records)
 
 
 # -- is it the commit's own code? --------------------------------------------------------------------
@@ -196,15 +204,34 @@ def test_this_projects_own_commit_hashes_as_its_checkout_does(tmp_path: Path) ->
 # -- kernels -----------------------------------------------------------------------------------------
 
 
-def test_kernels_of_a_commit_without_an_inspector_are_unsupported(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code / "variants" / "_triton_inspect.py").unlink()
+def _inspected(code: Path) -> dict[str, Any]:
+    """The forward kernel of the code in this folder, as the harness's worker reads it."""
     script = "import json, sys; sys.path[:0] = sys.argv[1:]\nfrom benchmarks.harness.kernels import inspect\n"
     script += "print(json.dumps(inspect('forward', 90, 'bfloat16')))"
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-P", "-c", script, str(code), str(ROOT)]
     done = subprocess.run(command, env=env, cwd=code, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_kernels_of_a_commit_without_an_inspector_are_unsupported(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code / "variants" / "_triton_inspect.py").unlink()
+    found = _inspected(code)
     assert found["status"] == "unsupported"
     assert "_triton_inspect" in found["reason"]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert kernels.inspect("forward", 90, "bfloat16")["status"] == "unsupported"
+
+
+def test_a_commit_that_makes_a_kernel_spill_is_worse_to_asv_without_a_gpu(code: Path) -> None:
+    pytest.importorskip("triton", reason="triton is an optional extra")
+    compare = pytest.importorskip("asv.commands.compare", reason="asv is an optional extra")
+    before = _inspected(code)["summary"]["spills"]
+    _append(
+        code / "variants" / "_triton_config.py",
+        "\n_as_it_was = forward_config\n\n\ndef forward_config(*sizes):\n"
+        "    from dataclasses import replace\n\n    return replace(_as_it_was(*sizes), max_registers=64)\n",
+    )
+    after = _inspected(code)["summary"]["spills"]
+    assert after > before == 0
+    assert compare._is_result_better(before, after, None, None, 1.1)
