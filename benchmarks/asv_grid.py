@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import random
+import subprocess
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -174,7 +175,18 @@ def present() -> list[str]:
         if named not in DEVICES:
             raise BadCells(f"{DEVICE}: expected {' or '.join(DEVICES)}, got {named!r}")
         return [named]
-    return ["cuda"] if Path("/proc/driver/nvidia/gpus").is_dir() and any(Path("/dev").glob("nvidia[0-9]*")) else ["cpu"]
+    return ["cuda"] if _driver_answers() else ["cpu"]
+
+
+@functools.cache
+def _driver_answers() -> bool:
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return True
+    try:
+        told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return "GPU" in told.stdout
 
 
 def selected(level: str) -> list[Cell]:

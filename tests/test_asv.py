@@ -115,6 +115,19 @@ def test_the_default_subset_follows_the_device(monkeypatch: pytest.MonkeyPatch) 
         asv_grid.wanted("block")
 
 
+def test_a_gpu_is_found_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENCH_DEVICE", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    tool = tmp_path / "nvidia-smi"
+    there = any(Path("/dev").glob("nvidia[0-9]*"))
+    for body, found in (("echo 'GPU 0: NVIDIA H200'", "cuda"), ("echo 'No devices were found'; exit 6", "cpu")):
+        tool.write_text(f"#!/bin/sh\n{body}\n")
+        tool.chmod(0o755)
+        asv_grid._driver_answers.cache_clear()
+        assert asv_grid.present() == ["cuda" if there else found]
+    asv_grid._driver_answers.cache_clear()
+
+
 # -- numbers -----------------------------------------------------------------------------------------
 
 
