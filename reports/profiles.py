@@ -14,13 +14,15 @@ from reports.table import Column, Table, num, text
 
 # A slot of the page's palette for each kind of work; what is not named shares the last. Idle time is hatched instead.
 _SLOTS = {
-    "fused kernel": 5, "attention library": 3, "compiled code": 4, "matrix products": 2, "normalisation": 8,
-    "softmax": 6, "gather and scatter": 1, "copies and fills": 7, "reductions": 10, "elementwise": 12,
+    "fused kernel": 5, "own code": 5, "attention library": 3, "compiled code": 4, "matrix products": 2,
+    "normalisation": 8, "softmax": 6, "gather and scatter": 1, "copies and fills": 7, "reductions": 10,
+    "elementwise": 12,
 }  # fmt: skip
 _OTHER = 0
 _IDLE = ("idle", "outside torch's operators")
 _LABELLED, _NAMED = 0.07, 0.2  # a narrower segment has no room for its percentage, or for its name
 _SMALL = 0.01
+_DISTORTED = 1.5  # on a CPU
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ def _facts(b: Breakdown, one: Profile) -> str:
     said = []
     if one.limit is not None and one.limit.percent is not None:
         said.append(f"{words.of_hundred(one.limit.percent)} of the limit")
+    if b.wall_ms > _DISTORTED * b.call_ms and not b.launches:
+        said.append(f"the profiler made it {b.wall_ms / b.call_ms:.1f}× slower, so short operators show too large")
     if b.launches:
         said.append("1 launch" if b.launches == 1 else f"{b.launches:.3g} launches")
     if b.enqueue_ms is not None:

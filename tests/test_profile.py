@@ -37,7 +37,6 @@ GEMM = "void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_16x
     [
         ("forward_band", "forward_band", "fused kernel"),
         ("backward_gather", "backward_gather", "fused kernel"),
-        ("_FusedAttention", "_FusedAttention", "fused kernel"),
         ("BmmBackward0", "BmmBackward0", "matrix products"),
         ("nvjet_hsh_128x64_64x8_1x2_h_bz_coopA_NNT", "nvjet_hsh_128x64_64x8_1x2_h_bz_coopA_NNT", "matrix products"),
         ("triton_poi_fused_add_3", "triton_poi_fused_add_3", "compiled code"),
@@ -97,6 +96,14 @@ class Tracer:
     def memory(self, ts: float, size: int, *, device: int = 1) -> None:
         self.events.append({"ph": "i", "cat": "cpu_instant_event", "name": "[memory]", "pid": 1, "tid": 7, "ts": ts,
                             "args": {"Bytes": size, "Device Type": device, "Total Allocated": 0}})  # fmt: skip
+
+
+def test_an_autograd_function_of_a_backend_is_its_own_code() -> None:
+    assert kind("_FusedAttention", operator=True) == "own code"
+    assert kind("_BandedAttentionBackward", operator=True) == "own code"
+    assert kind("TBackward0", operator=True) == "other"
+    assert kind("pallatom::attend", operator=True) == "own code"
+    assert kind("aten::mm", operator=True) == "matrix products"
 
 
 def two_calls_on_a_gpu() -> Tracer:

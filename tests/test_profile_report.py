@@ -37,7 +37,7 @@ def on_a_gpu() -> list[Profile]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder as the GPU run leaves it, with its page."""
-    out = tmp_path_factory.mktemp("out")
+    out = tmp_path_factory.mktemp("runs") / "out"
     made.write(out / "records.jsonl", made.group(made.CUDA, made.problem(device="cuda", dtype="bfloat16")))
     (out / PROFILES).write_text("".join(one.model_dump_json() + "\n" for one in on_a_gpu()) + "garbage\n")
     (out / "traces").mkdir()

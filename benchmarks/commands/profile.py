@@ -19,6 +19,7 @@ from . import console as show
 from . import options as opt
 
 SHOWN_ROWS = 12
+DISTORTED = 1.5
 
 
 @opt.reported
@@ -106,6 +107,8 @@ def facts(one: Profile) -> list[str]:
     said = [
         f"{show.milliseconds(b.call_ms)} a call; {show.milliseconds(b.wall_ms)} under the profiler ({b.calls} calls)."
     ]
+    if one.problem.device == "cpu" and b.wall_ms > DISTORTED * b.call_ms:
+        said.append("The profiler slowed it down so much that short operators show too large.")
     if one.limit is not None and one.limit.percent is not None:
         bound = {"bytes": f"{show.size(one.limit.floor_bytes)} to move", "flops": "its products"}[one.limit.bound]
         said.append(f"{one.limit.percent:.2g}% of the limit: the operation's floor is "

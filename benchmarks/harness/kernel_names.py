@@ -10,6 +10,7 @@ import re
 
 LONGEST = 52
 IDLE, OUTSIDE = "idle", "outside torch's operators"
+FUSED, OWN_CODE = "fused kernel", "own code"  # a kernel written for this; an autograd function, Python or C++
 
 # The first pattern found in the lower-case name decides. Operators and kernels share the list.
 _KINDS: tuple[tuple[str, str], ...] = (
@@ -41,14 +42,15 @@ _LOOPS = re.compile(r"elementwise_kernel|reduce_kernel|index_kernel|scan_kernel|
 _FUNCTORS = re.compile(r"CUDAFunctor_?(\w+)|(\w+?)Functor|(\w+?)Ops\b|(\w+?)_kernel_(?:cuda|impl)|(\w+?)NanFunctor")
 # One word for each kind in a sentence.
 SAID = {
-    "fused kernel": "the fused kernel",
+    FUSED: "the fused kernel",
+    OWN_CODE: "the backend's own code",
     IDLE: "idle between launches",
     OUTSIDE: "outside torch's operators (Python, or code that torch does not see)",
 }
 
 
-def kind(name: str) -> str:
-    """What sort of work a kernel or operator does, by its full name."""
+def kind(name: str, *, operator: bool = False) -> str:
+    """What sort of work a kernel does, by its full name; or an ``operator``, apart from what it calls."""
     own = bool(_PLAIN.match(name) or _OWN_OPERATOR.match(name))
     lower = name.lower()
     for found, pattern in _KINDS:
@@ -56,7 +58,9 @@ def kind(name: str) -> str:
             break
         if re.search(pattern, lower):
             return found
-    return "fused kernel" if own else "other"
+    if not own:
+        return "other"
+    return OWN_CODE if operator else FUSED
 
 
 def shorten(name: str) -> str:

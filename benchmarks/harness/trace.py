@@ -178,16 +178,19 @@ def _items(found: Iterable[tuple[str, float, Event]], calls: int, operators: dic
     took: dict[str, float] = defaultdict(float)
     count: Counter[str] = Counter()
     launched: dict[str, Counter[str]] = defaultdict(Counter)
+    host: set[str] = set()
     for name, microseconds, event in found:
         took[name] += microseconds
         count[name] += 1
+        if event.get("cat") == "cpu_op":
+            host.add(name)
         op = operators.get(event.get("args", {}).get("External id"))
         if op is not None:
             launched[name][op] += 1
     items = [
         Item(
-            name=name, short=shorten(name), kind=kind(name), launches=count[name] / calls, ms=total / 1e3 / calls,
-            op=launched[name].most_common(1)[0][0] if launched[name] else None,
+            name=name, short=shorten(name), kind=kind(name, operator=name in host), launches=count[name] / calls,
+            ms=total / 1e3 / calls, op=launched[name].most_common(1)[0][0] if launched[name] else None,
         )
         for name, total in took.items()
     ]  # fmt: skip
