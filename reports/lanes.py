@@ -24,11 +24,11 @@ from reports.history import Point, Series, Step
 from reports.panel import DASHES, WIDTH_IN, Drawing, Heading, Legend
 from reports.theme import Theme
 
-LEFT_IN, RIGHT_IN, LANE_IN, GAP_IN, FOOT_IN = 2.08, 0.2, 0.44, 0.13, 0.52
+LEFT_IN, RIGHT_IN, LANE_IN, GAP_IN, FOOT_IN = 2.16, 0.24, 0.46, 0.14, 0.52
 NAME_IN = 0.3
 LEAST_SPAN = 1.3  # highest over lowest of a lane's axis: noise of a per cent must look like noise
 HEADROOM = 0.42  # share of a lane above its values, where its steps are named
-LABEL_IN, TICK_IN = 0.92, 0.62  # the widths of a step's label and of a commit's
+LABEL_IN, TICK_IN = 1.02, 0.66  # the widths of a step's label and of a commit's
 NAMES = {"unsupported": "n/a"}  # all other words for no number are failures
 
 
@@ -112,7 +112,7 @@ def _lane(ax: Axes, lane: Lane, x_of: dict[str, int], names: Sequence[str], t: T
     ax.yaxis.set_major_locator(FixedLocator([low, high]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: words.bare(lane.text(v))))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.tick_params(axis="y", labelsize=7.2, pad=2)
+    ax.tick_params(axis="y", labelsize=7.8, pad=2)
     ax.spines["bottom"].set_visible(False)
     ax.spines["left"].set_visible(False)
     for segment in lane.series.segments:
@@ -172,8 +172,9 @@ def _step_marks(ax: Axes, lane: Lane, x_of: dict[str, int], t: Theme) -> None:
         ax.axvline(x, color=colour, linewidth=0.9, linestyle=DASHES if step.held else (0, (1, 2)), zorder=2)
         start = min(x + 0.03 * per_in, right - LABEL_IN * per_in)
         if start >= taken:
-            ax.text(start, 1.0, f"{step.first.short} {words.times(step.ratio)}", fontsize=7.2, color=colour, va="top",
-                    transform=ax.get_xaxis_transform())  # fmt: skip
+            ax.text(start, 1.0, f"{step.first.short} {words.times(step.ratio)}", fontsize=7.8, color=colour, va="top",
+                    transform=ax.get_xaxis_transform(), zorder=4,
+                    bbox={"facecolor": t.role("ground"), "edgecolor": "none", "pad": 0.6})  # fmt: skip
             taken = start + LABEL_IN * per_in
 
 
@@ -183,10 +184,10 @@ def _name(figure: Figure, lane: Lane, y: float, names: Sequence[str], t: Theme) 
     shape = theme.marker(lane.backend, names) if lane.backend else "o"
     x, line = 0.16 / WIDTH_IN, 0.075 / figure.get_figheight()
     figure.add_artist(Line2D([x], [y + line], marker=shape, color=colour, ms=5, linestyle="none"))
-    figure.text(NAME_IN / WIDTH_IN, y + line, lane.label, fontsize=8.6, va="center")
+    figure.text(NAME_IN / WIDTH_IN, y + line, lane.label, fontsize=9, va="center")
     newest = lane.series.points[-1]
     said = NAMES.get(newest.status, newest.status) if newest.value is None else lane.text(newest.value)
-    figure.text(NAME_IN / WIDTH_IN, y - line, said, fontsize=7.8, va="center", color=t.role("soft"))
+    figure.text(NAME_IN / WIDTH_IN, y - line, said, fontsize=8.2, va="center", color=t.role("soft"))
 
 
 def _colour(lane: Lane, names: Sequence[str], t: Theme) -> str:
@@ -203,7 +204,7 @@ def _commit_axis(ax: Axes, commits: Sequence[Commit], width_in: float) -> None:
     ax.spines["bottom"].set_visible(True)
     ax.xaxis.set_major_locator(FixedLocator(sorted(kept)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: commits[round(v)].short))
-    ax.tick_params(axis="x", labelsize=7.6)
+    ax.tick_params(axis="x", labelsize=8)
     ax.grid(axis="x", visible=False)
     days = [f"{c.date:%Y-%m-%d}" for c in (commits[0], commits[-1])]
     ax.set_xlabel(f"commits, {' to '.join(dict.fromkeys(days))}", fontsize=8.6)
