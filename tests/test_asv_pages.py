@@ -102,6 +102,13 @@ def test_every_page_draws_without_a_network(browser, address):
     visit.close()
 
 
+@pytest.mark.parametrize("name", ["asv.conf.json", "asv.hermetic.conf.json"])
+def test_this_projects_own_pages_open_offline(name):
+    from asv.util import load_json
+
+    assert ".reports.offline" in load_json(str(ROOT / name), js_comments=True)["plugins"]
+
+
 def test_the_page_names_nothing_of_another_server(site):
     page = (site / "index.html").read_text(encoding="utf-8")
     assert list(offline.libraries(INDEX))

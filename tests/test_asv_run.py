@@ -56,7 +56,9 @@ def measured(folder: Path) -> Ran:
     pytest.importorskip("asv", reason="asv is an optional extra")
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    planted = planted_repo.make(folder / "repository", also=("asv.conf.json", "asv_plugin.py", "benchmarks"))
+    pages = ("reports/__init__.py", "reports/offline.py", "reports/templates")  # the plugin for what asv publishes
+    also = ("asv.conf.json", "asv_plugin.py", "benchmarks", *pages)
+    planted = planted_repo.make(folder / "repository", also=also)
     file = planted.path / "pallatom" / "__init__.py"
     file.write_text(file.read_text() + "\nraise ImportError('planted: does not import')\n")
     broken = planted_repo.commit(planted.path, "Break the import", day=4)
