@@ -3,42 +3,103 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("triton")
 
-from variants._triton_inspect import Inspection, _loops, _shortest_way, inspect_shipped, parse
+from variants import _triton_inspect
+from variants._triton_inspect import KERNELS, Inspection, _loops, _shortest_way, inspect_shipped, parse
 
+# warp instructions per pair at H 4, D 32, C 16 in bf16 on sm_90, where the design sets a bound
 CEILING = {"forward": 4.5, "backward": 16.0}
-DIRECTIONS = ("forward", "backward")
+USUAL = (4, 32, 16)
+HALF = [
+    *((kernel, 90, "bfloat16", USUAL) for kernel in KERNELS),
+    *(
+        (kernel, arch, "bfloat16", USUAL)
+        for kernel in ("forward", "backward", "gather forward", "gather backward")
+        for arch in (80, 100)
+    ),
+    *((kernel, 90, "float16", USUAL) for kernel in ("forward", "backward")),
+    # of the other sizes those that come nearest to a spill
+    ("forward", 80, "bfloat16", (8, 32, 16)),
+    ("forward", 80, "bfloat16", (12, 32, 16)),
+    ("forward", 80, "bfloat16", (16, 64, 64)),
+    ("forward, holes", 90, "bfloat16", (1, 8, 4)),
+    ("forward, holes", 100, "bfloat16", (4, 32, 64)),
+    ("backward", 80, "bfloat16", (8, 16, 16)),
+    ("backward", 90, "bfloat16", (4, 32, 32)),
+]
+SINGLE = [("forward", 90, USUAL), ("backward", 90, (4, 16, 16))]
 
 
 @functools.cache
-def shipped(direction: str, arch: int, dtype: str) -> Inspection:
-    """H 4, D 32, C 16: the usual shape."""
-    return inspect_shipped(direction, arch=arch, dtype=dtype)
+def shipped(kernel: str, arch: int, dtype: str, size: tuple[int, int, int] = USUAL) -> Inspection:
+    heads, head_dim, channels = size
+    return inspect_shipped(**KERNELS[kernel], arch=arch, dtype=dtype, heads=heads, head_dim=head_dim, channels=channels)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_instructions_per_pair_stay_under_the_ceiling(direction: str) -> None:
-    assert shipped(direction, 90, "bfloat16").per_pair <= CEILING[direction]
+def faults(found: Inspection, ceiling: float = float("inf")) -> list[str]:
+    """What would make the kernel slow, or fail to launch, on the GPU that it was compiled for."""
+    checks = {
+        f"{found.stack_bytes} bytes of stack": found.stack_bytes > 0,
+        f"{found.spills} spills": found.spills > 0,
+        f"{found.shared_bytes} bytes of shared memory and {found.registers} registers": not found.launches,
+        f"{found.tensor_core} tensor-core instructions": found.tensor_core == 0,
+        f"{found.wide_loads} wide loads": found.wide_loads == 0,
+        f"{found.per_pair:.2f} instructions per pair": found.per_pair > ceiling,
+    }
+    return [fault for fault, there in checks.items() if there]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize(("arch", "dtype"), [(80, "bfloat16"), (90, "bfloat16"), (100, "bfloat16"), (90, "float16")])
-def test_half_precision_does_not_spill(direction: str, arch: int, dtype: str) -> None:
-    found = shipped(direction, arch, dtype)
-    assert (found.stack_bytes, found.spills) == (0, 0)
+@pytest.mark.parametrize("kernel", CEILING)
+def test_instructions_per_pair_stay_under_the_ceiling(kernel: str) -> None:
+    assert faults(shipped(kernel, 90, "bfloat16"), CEILING[kernel]) == []
+
+
+@pytest.mark.parametrize(("kernel", "arch", "dtype", "size"), HALF)
+def test_half_precision_does_not_spill(kernel: str, arch: int, dtype: str, size: tuple[int, int, int]) -> None:
+    assert faults(shipped(kernel, arch, dtype, size)) == []
+
+
+@pytest.mark.parametrize("kernel", CEILING)
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_tiles_of_the_band_are_products_and_wide_loads(kernel: str, arch: int) -> None:
+    found = shipped(kernel, arch, "bfloat16")
     assert found.ctas_per_sm >= 2
     assert found.tensor_core >= 40
     assert found.wide_loads >= 14
 
 
-def test_single_precision_does_not_spill_forward() -> None:
-    found = shipped("forward", 90, "float32")
-    assert (found.stack_bytes, found.spills) == (0, 0)
-    assert found.tensor_core > 0
+@pytest.mark.parametrize(("kernel", "arch", "size"), SINGLE)
+def test_single_precision_has_a_size_that_does_not_spill(kernel: str, arch: int, size: tuple[int, int, int]) -> None:
+    assert faults(shipped(kernel, arch, "float32", size)) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "planted", "fault"),
+    [
+        ("forward", {"num_warps": 1}, "spills"),
+        ("backward", {"max_registers": 128}, "spills"),
+        ("forward", {"num_warps": 8, "num_stages": 2}, "instructions per pair"),
+    ],
+)
+def test_a_worse_default_turns_the_check_red(kernel: str, planted: dict[str, int], fault: str, monkeypatch) -> None:
+    """It is the shipped defaults that are looked at: plant another there, and see."""
+    name = f"{kernel}_config"
+    choose = getattr(_triton_inspect, name)
+    monkeypatch.setattr(_triton_inspect, name, lambda sizes, arch: replace(choose(sizes, arch), **planted))
+    found = faults(inspect_shipped(**KERNELS[kernel]), CEILING[kernel])
+    assert any(fault in text for text in found), found
+
+
+def test_a_program_too_large_for_a_multiprocessor_is_a_fault() -> None:
+    sound = Inspection("k", 80, 4, 256, 128, 0, 166_000, 1, {"HMMA.1": 3, "LDG.E.128": 1}, ({"FMUL": 640},))
+    assert faults(sound) == []
+    assert faults(replace(sound, ctas_per_sm=_triton_inspect._ctas_per_sm(80, 128, 180_224, 4))) != []
+    assert _triton_inspect._ctas_per_sm(80, 128, 166_000, 4) == 1
 
 
 LOOP = """

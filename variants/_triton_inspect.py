@@ -103,6 +103,26 @@ _OTHER = {"BASE": "*i32", "START": "*i32", "STOP": "*i32", "QUERIES": "*i32", "H
           "FIRST": "*i64", "MASK": "*u8", "N": "i32", "SLOTS": "i32"}  # fmt: skip
 
 
+KERNELS: dict[str, dict[str, Any]] = {
+    "forward": {"direction": "forward"},
+    "forward, holes": {"direction": "forward", "holes": True},
+    "backward": {"direction": "backward"},
+    "backward, holes": {"direction": "backward", "holes": True},
+    "backward, deterministic": {"direction": "backward", "deterministic": True},
+    "gather forward": {"direction": "forward", "gather": True},
+    "gather backward": {"direction": "backward", "gather": True},
+    "gather backward, deterministic": {"direction": "backward", "gather": True, "deterministic": True},
+    "gather keys": {"direction": "keys", "gather": True, "deterministic": True},
+}
+"""Every main kernel that is shipped, as arguments of ``inspect_shipped``."""
+
+FAMILIES = (
+    (4, 32, 16), (1, 8, 4), (3, 24, 5), (4, 16, 16), (8, 16, 16), (8, 32, 16), (2, 64, 16), (16, 8, 16), (12, 32, 16),
+    (8, 64, 16), (4, 32, 32), (16, 32, 32), (4, 32, 64), (1, 64, 64), (16, 64, 64),
+)  # fmt: skip
+"""Heads, head_dim and channels: each kind of shipped configuration once, the usual sizes first, the largest last."""
+
+
 def inspect_shipped(
     direction: str,
     *,

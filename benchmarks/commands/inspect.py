@@ -33,6 +33,12 @@ def inspect(
     heads: Annotated[int, typer.Option(min=1, max=16)] = 4,
     head_dim: Annotated[int, typer.Option(min=1, max=64)] = 32,
     channels: Annotated[int, typer.Option(min=1, max=64, help="Pair channels C.")] = 16,
+    every_kernel: Annotated[
+        bool, typer.Option("--every-kernel", help="Also under a mask, deterministic, and in the gather mode.")
+    ] = False,
+    every_size: Annotated[
+        bool, typer.Option("--every-size", help="Each kind of shipped configuration, up to the largest; minutes.")
+    ] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Compile the fused kernels offline and read their machine code: registers, spills, occupancy, instructions.
@@ -46,11 +52,14 @@ def inspect(
     odd = [d for d in opt.words(dtype) if d not in known]
     if odd:
         raise opt.BadAxis(f"--dtype: expected {', '.join(known)}, got {odd[0]}")
+    from variants._triton_inspect import FAMILIES, KERNELS
+
     rows = [
-        _inspected(direction, int(a), d, heads, head_dim, channels)
+        _inspected(kernel, int(a), d, size)
+        for size in (FAMILIES if every_size else [(heads, head_dim, channels)])
         for d in opt.words(dtype)
         for a in opt.words(arch)
-        for direction in DIRECTIONS
+        for kernel in (KERNELS if every_kernel else DIRECTIONS)
     ]
     if as_json:
         print(json.dumps(rows))
@@ -60,16 +69,19 @@ def inspect(
         raise typer.Exit(opt.FAILED)
 
 
-def _inspected(direction: str, arch: int, dtype: str, heads: int, head_dim: int, channels: int) -> dict[str, Any]:
-    from variants._triton_inspect import inspect_shipped
+def _inspected(kernel: str, arch: int, dtype: str, size: tuple[int, int, int]) -> dict[str, Any]:
+    from variants._triton_inspect import KERNELS, inspect_shipped
 
-    found = inspect_shipped(direction, arch=arch, dtype=dtype, heads=heads, head_dim=head_dim, channels=channels)
-    return {"dtype": dtype} | found.summary()
+    heads, head_dim, channels = size
+    found = inspect_shipped(
+        **KERNELS[kernel], arch=arch, dtype=dtype, heads=heads, head_dim=head_dim, channels=channels
+    )
+    return {"shipped_as": kernel, "dtype": dtype, "size": f"H{heads} D{head_dim} C{channels}"} | found.summary()
 
 
 def _render(rows: list[dict[str, Any]]) -> None:
-    table = Table("kernel", "arch", "dtype", *COLUMNS.values())
+    table = Table("kernel", "sizes", "arch", "dtype", *COLUMNS.values())
     for row in rows:
         figures = (f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS)
-        table.add_row(row["kernel"], row["arch"], show.SHORT[row["dtype"]], *figures)
+        table.add_row(row["shipped_as"], row["size"], row["arch"], show.SHORT[row["dtype"]], *figures)
     show.console().print(table)
