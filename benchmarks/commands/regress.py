@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -17,7 +18,18 @@ from ..harness.commits import BadRange, Code, between
 from ..harness.host import Host
 from ..harness.process import ROOT
 from ..harness.record import Record
-from ..harness.versus import AIMED_ROUNDS, LEAN, MOST_ROUNDS, Listener, NothingRuns, Plan, Versus, choose, problems_of
+from ..harness.versus import Versus
+from ..harness.versus_plan import (
+    AIMED_ROUNDS,
+    LEAN,
+    MOST_ROUNDS,
+    Cell,
+    Listener,
+    NothingRuns,
+    Plan,
+    choose,
+    problems_of,
+)
 from . import console as show
 from . import options as opt
 from . import regress_table as told
@@ -175,9 +187,11 @@ def _measure(a: Code, b: Code, plan: Plan, margin: float, *, as_json: bool) -> t
     """Run it, with progress on the terminal; interrupted, what was recorded is told all the same."""
     out = show.console(stderr=True)
     started = time.monotonic()
-    versus = Versus(a, b, plan, Progress(out))
+    progress = Progress(out)
+    versus = Versus(a, b, plan, progress)
     try:
-        versus.run()
+        with progress.status:
+            versus.run()
     except KeyboardInterrupt:
         out.print(f"\nStopped after {versus.rounds} rounds. {plan.out} holds every sample of them.")
         raise typer.Exit(opt.INTERRUPTED) from None
@@ -209,11 +223,11 @@ def _tell(account: told.Account, markdown: Path | None, *, as_json: bool) -> Non
 
 
 class Progress(Listener):
-    """Where a run is: a line per round, and the cell in flight on a terminal."""
+    """Where a run is: a line per round and failure; on a terminal, the cell in flight below them."""
 
     def __init__(self, out: show.Console) -> None:
         self.out = out
-        self._status = out.status("") if out.is_terminal else None
+        self.status = out.status("starting a process for each side") if out.is_terminal else contextlib.nullcontext()
 
     def planned(self, a: Code, b: Code, cells: int) -> None:
         self.out.print(f"{cells} cells, {a.short} against {b.short}.", markup=False)
@@ -222,10 +236,13 @@ class Progress(Listener):
         aim = f" of about {AIMED_ROUNDS}" if number <= AIMED_ROUNDS else ""
         self.out.print(f"Round {number}{aim}: a fresh process for each side.")
 
+    def cell(self, cell: Cell) -> None:
+        if not isinstance(self.status, contextlib.nullcontext):
+            self.status.update(f"{cell.backend}: {show.title(cell.problem)}")
+
     def recorded(self, records: list[Record]) -> None:
         for record in records:
             if record.status not in ("ok", "unsupported"):
                 mark = record.provenance.environment[regression.MARK]
                 side = str(mark["side"]).upper() if isinstance(mark, dict) else "?"
-                told_ = f"  {record.backend} at {side}: {record.status}: {record.reason}"
-                self.out.print(told_, markup=False)
+                self.out.print(f"  {record.backend} at {side}: {record.status}: {record.reason}", markup=False)

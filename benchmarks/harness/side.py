@@ -22,6 +22,7 @@ class Side:
         self._worker: Worker | None = None
         self._inside: str | None = None  # the problem whose steps the process is in
         self._starting = False
+        self._open: set[str] = set()
 
     def start(self) -> None:
         """Begin a fresh process; it imports while others work."""
@@ -36,6 +37,7 @@ class Side:
         if self._worker is not None:
             self._worker.close()
             self._worker = self._inside = None
+            self._open.clear()
 
     def ask(
         self, what: str, *, limit_s: float = START_LIMIT_S, until: float | None = None, **arguments: Any
@@ -49,10 +51,19 @@ class Side:
                 list(self._worker.events(limit_s=START_LIMIT_S, until=until))
                 self._starting = False
             self._worker.request(what, **arguments)
-            return list(self._worker.events(limit_s=limit_s, until=until))
+            events = list(self._worker.events(limit_s=limit_s, until=until))
         except (WorkerDied, WorkerTimeout):
             self.stop()
             raise
+        if any(event["event"] == "ready" for event in events):
+            self._open.add(arguments["backend"])
+        elif what == "close":
+            self._open.discard(arguments["backend"])
+        return events
+
+    def has(self, backend: str) -> bool:
+        """Whether the process of now holds this backend open."""
+        return backend in self._open
 
     def enter(self, problem: Problem, source: str | None, options: Options, until: float | None) -> None:
         """Be in the steps of this problem."""
@@ -67,6 +78,7 @@ class Side:
         """Be in no problem's steps."""
         if self._inside is not None:
             self._inside = None
+            self._open.clear()
             self.ask("leave")
 
     def describe(self, device: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One backend of one problem, sampled whenever the parent says so: the worker's half of :mod:`.versus`.
+"""The backends of one problem, each sampled whenever the parent says so: the worker's half of :mod:`.versus`.
 
 Everything but the timing is :class:`~.measure.Group`'s: gate, first call, plan, memory. The samples come one by one,
 so that the parent can take them in turn from two processes, of which one waits while the other runs.
@@ -6,6 +6,7 @@ so that the parent can take them in turn from two processes, of which one waits 
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import json
@@ -64,75 +65,80 @@ def serve(
 
 
 class Steps(Group):
-    """A group whose backends are opened one at a time."""
+    """A group whose backends are opened one by one and stay open, so that the parent may go round among them."""
 
-    _arm: Arm | None = None
-    _clock: Clock | None = None
-    _warm = False
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._arms: dict[str, Arm] = {}
+        self._warm: set[str] = set()  # those that need a call before their sample
+        self._kept: set[str] = set()  # those that hold what their last sample made
+
+    @functools.cached_property
+    def _clock(self) -> Clock:
+        device = self.problem.device
+        return CpuClock(target_ms=SAMPLE_MS) if device == "cpu" else make_clock(device)
 
     def open(self, backend: str, known: dict[str, float] | None = None) -> None:
         """Gate, first call, memory and calibration; ``ready`` says how many calls make one sample and how many
         seconds that takes, or repeats what is ``known`` of both: on a CPU nothing else need be found out again."""
-        self.close_quietly()
+        self._arms.pop(backend, None)
         if not self._may_start(backend):
             return
         if self._inputs is None and not self._build([backend]):
             self._inputs = None
             return
-        self._arm = self._prepare(backend)
-        if self._arm is None:
+        arm = self._prepare(backend)
+        if arm is None:
             return
-        arm = self._arm
         self._enter(backend, "timing")
         with self._guard(backend):
-            self._clock = self._make_clock()
             if known is None or self.problem.device != "cpu":
                 calls, seconds = self._clock.calibrate(arm.case)
             else:
                 calls, seconds = int(known["calls"]), known["seconds"]
-            self._warm = seconds * 1e3 / calls < WARM_BELOW_MS
+            arm.case.release()
+            if seconds * 1e3 / calls < WARM_BELOW_MS:
+                self._warm.add(backend)
+            self._arms[backend] = arm
             self._emit({"event": "ready", "calls": calls, "seconds": seconds, "cache": self._clock.cache})
 
     def _plan_ms(self, case: Case) -> tuple[float, float | None]:
         """Not asked here: a plan is made in the first call, and what it costs is another question."""
         return 0.0, None
 
-    def _make_clock(self) -> Clock:
-        device = self.problem.device
-        return CpuClock(target_ms=SAMPLE_MS) if device == "cpu" else make_clock(device)
-
-    def sample(self, backend: str, calls: int) -> None:
-        """Milliseconds per call, once."""
-        assert self._arm is not None
-        assert self._clock is not None
+    def sample(self, backend: str, calls: int, last: bool) -> None:
+        """Milliseconds per call, once; what the ``last`` sample made is kept for the gate."""
+        self._note(backend, "timing")
+        case = self._arms[backend].case
         with self._guard(backend):
-            self._arm.case.release()
-            if self._warm:
-                self._arm.case()
+            if backend in self._warm:
+                case()
+                case.release()
             gc.collect(1)
-            self._emit({"event": "sample", "ms": self._clock.sample(self._arm.case, calls)})
+            ms = self._clock.sample(case, calls)
+            if last:
+                self._kept.add(backend)
+            else:
+                case.release()
+            self._emit({"event": "sample", "ms": ms})
 
     def close(self, backend: str) -> None:
         """What the last timed call made is looked at once more; then the cell, without its samples, goes out."""
         from . import gate
 
-        assert self._arm is not None
         assert self._expected is not None
-        arm = self._arm
+        arm = self._arms.pop(backend)
         with self._guard(backend):
             self._enter(backend, "gate")
             assert arm.gate is not None
+            if backend not in self._kept:
+                arm.case()
+            self._kept.discard(backend)
             arm.gate = gate.check_again(arm.case, self._expected, arm.gate)
             if arm.gate.passed:
                 self._emit({"event": "cells", "cells": [self._good(arm, None)]})
             else:
                 self._out(backend, "wrong", "after timing, " + gate.why_red(arm.gate, self.problem), gate=arm.gate)
-        self.close_quietly()
-
-    def close_quietly(self) -> None:
-        """Drop the open backend, if there is one, and what it held."""
-        if self._arm is not None:
-            self._arm.case.release()
-            self._arm = self._clock = None
-            gc.collect()
-            check_device(self.problem.device)
+        del arm
+        gc.collect()
+        check_device(self.problem.device)

@@ -1,9 +1,10 @@
 """Two states of the code measured against each other in one run: processes in pairs, samples in turn.
 
 One interpreter cannot hold two ``variants``, so each side has a process of its own whose ``sys.path`` begins with that
-commit's packages. A *round* starts a fresh pair of processes and goes through all cells in an order of its own; within
-a cell the sides take turns, which of them begins being drawn for every block, and one waits while the other runs. So a
-block's disturbance hits both sides alike, and what a process owes to chance (addresses, hash seeds, placement of
+commit's packages. A *round* starts a fresh pair of processes and goes through all problems in an order of its own. The
+cells of a problem are sampled in passes, in an order drawn afresh; a *block* is one sample of either side in a row,
+which of them begins being drawn too, and one waits while the other runs. So a block's disturbance hits both sides
+alike, a burst hits few blocks of a cell, and what a process owes to chance (addresses, hash seeds, placement of
 threads) is drawn anew each round, where :mod:`.regression` can see it.
 
 Every round of a cell leaves two records in one write, which share a group and pair by block. Free of torch.
@@ -17,98 +18,49 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .cases import INDEX_BACKEND, Axes, BadAxis, resolve
+from .cases import INDEX_BACKEND
 from .commits import Code
 from .device import code_hash
-from .measure import PHASE_LIMITS_S, Options
+from .measure import Options
 from .process import Event, WorkerDied, WorkerTimeout
-from .record import Problem, Provenance, Record, Timing, append
+from .record import Provenance, Record, Timing, append
 from .regression import MARK
 from .side import Side
 from .statistics import median_interval
-from .sweep import portable, work
+from .sweep import portable
+from .versus_plan import AIMED_ROUNDS, LEAN, SIDES, Cell, Listener, NothingRuns, NoTime, Plan, choose
 
-SIDES = ("a", "b")
-LEAN = "lean"  # on the axis of backends: all that run no compiler
-LEAST_BLOCKS, MOST_BLOCKS = 2, 15
-AIMED_ROUNDS, MOST_ROUNDS = 6, 10
-TRIES = 2  # a side that failed gets another process before the failure is believed
+LEAST_BLOCKS, MOST_BLOCKS = 2, 25
 FIRST_GATE_PAIRS, LATER_GATE_PAIRS = 1 << 17, 1 << 14
 MEMORY_ROUNDS = 2  # allocators keep the same accounts in every process
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to measure: problems, and backends by name, ``all`` or ``lean``; and how."""
-
-    problems: tuple[tuple[Problem, str | None], ...]
-    backends: tuple[str, ...]
-    budget_s: float = 180.0
-    rounds: int = MOST_ROUNDS
-    out: Path | None = None
-    threads: int | None = None
-    seed: int = 0
-    argv: tuple[str, ...] = ()
-    limits_s: dict[str, float] = field(default_factory=lambda: {k: min(v, 120.0) for k, v in PHASE_LIMITS_S.items()})
-
-
 @dataclass
-class Cell:
-    """A backend on a problem, and how its sides have fared so far."""
+class Trial:
+    """A cell in one round: what each side answered when it was opened, its samples, and how it ended."""
 
-    backend: str
-    problem: Problem
-    source: str | None
-    failures: dict[str, list[str]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    calls: int = 0  # of one sample, once they are known
-    seconds: float = 0.0  # that the slower side's sample takes
-    rounds: int = 0
-    over: bool = False
+    cell: Cell
+    ready: dict[str, Event] = field(default_factory=dict)
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    blocks: int = 0
 
-    def learn(self, ready: Iterable[Event]) -> None:
-        """Both sides take as many calls a sample, those of the side that needs more."""
-        answers = list(ready)
-        self.calls = max(int(answer["calls"]) for answer in answers)
-        self.seconds = max(answer["seconds"] / answer["calls"] * self.calls for answer in answers)
+    @property
+    def going(self) -> bool:
+        """Open on both sides, and neither has failed."""
+        return len(self.ready) == len(SIDES) and not self.found
 
-    def settle(self) -> None:
-        """Nothing more to learn where a side does not run, or has failed as often as it may."""
-        for failed in self.failures.values():
-            if "unsupported" in failed or len(failed) >= TRIES:
-                self.over = True
-
-
-class Listener:
-    """What a run tells while it goes on; every method may be left as it is."""
-
-    def planned(self, a: Code, b: Code, cells: int) -> None: ...
-
-    def round(self, number: int) -> None: ...
-
-    def cell(self, cell: Cell) -> None: ...
-
-    def recorded(self, records: list[Record]) -> None: ...
-
-
-class NothingRuns(RuntimeError):
-    """No process of either side came up: says why."""
-
-
-class NoTime(Exception):
-    """The budget is used up."""
-
-
-def problems_of(axes: list[Axes]) -> tuple[tuple[Problem, str | None], ...]:
-    """The problems of these axes, none twice, the cheapest first."""
-    found = {problem.key: (problem, source) for problem, source in map(resolve, axes)}
-    return tuple(sorted(found.values(), key=lambda one: work(one[0])))
+    @property
+    def died(self) -> bool:
+        """Whether a process ended in it."""
+        return any(one.get("died") for one in self.found.values())
 
 
 class Versus:
@@ -123,7 +75,6 @@ class Versus:
         self._draw = random.Random(plan.seed)
         self._share_s = 0.0  # for the samples of one cell in one round
         self._sampling_s = 0.0  # of this round; what else it takes is its price
-        self._least_s = 0.0  # of this round, had every cell taken its fewest blocks
         self._deadline = time.monotonic() + plan.budget_s
 
     def run(self) -> list[Record]:
@@ -181,7 +132,7 @@ class Versus:
 
     def _round(self, sides: dict[str, Side], cells: list[Cell]) -> None:
         """A fresh pair of processes through all cells, problem by problem, in an order drawn afresh."""
-        started, self._sampling_s, self._least_s = time.monotonic(), 0.0, 0.0
+        started, self._sampling_s = time.monotonic(), 0.0
         self.listener.round(self.rounds + 1)
         if self.rounds:
             for name in self._draw.sample(SIDES, 2):
@@ -189,48 +140,74 @@ class Versus:
         keys = list({cell.problem.key: None for cell in cells})
         self._draw.shuffle(keys)
         for key in keys:
-            own = [cell for cell in cells if cell.problem.key == key]
-            self._draw.shuffle(own)
-            for cell in own:
-                self.listener.cell(cell)
-                self._cell(sides, cell)
+            left = [cell for cell in cells if cell.problem.key == key]
+            while left:  # a process that died takes the others' open state along: those begin again without its cell
+                left = self._together(sides, left)
         self.rounds += 1
-        self._aim(time.monotonic() - started - self._sampling_s, sum(not cell.over for cell in cells))
+        price_s = time.monotonic() - started - self._sampling_s
+        rounds = max(min(AIMED_ROUNDS, self.plan.rounds) - self.rounds, 1)
+        left_s = (self._deadline - time.monotonic()) / rounds - price_s
+        self._share_s = max(left_s, 0.0) / max(sum(not cell.over for cell in cells), 1)
 
-    def _aim(self, price_s: float, cells: int) -> None:
-        """Share what the budget leaves among the rounds still aimed at, as far as they fit.
+    # -- a problem in a round ----------------------------------------------------------------------
+
+    def _together(self, sides: dict[str, Side], cells: list[Cell]) -> list[Cell]:
+        """The cells of one problem: opened on both sides, sampled in passes that go round among them, closed,
+        recorded. Returns those that have no record yet because a process died.
 
         Raises
         ------
         NoTime
-            Another round would not fit.
+            The budget ended; a round may end in its midst, with the problems that it has.
         """
-        left_s, least_s = self._deadline - time.monotonic(), price_s + self._least_s
-        if left_s < least_s:
+        trials = [Trial(cell) for cell in self._draw.sample(cells, len(cells))]
+        for i, trial in enumerate(trials):
+            if self._opened(sides, trial):
+                return self._only(sides, trial, trials[:i] + trials[i + 1 :])
+        dead = self._sample(sides, [trial for trial in trials if trial.going])
+        if dead is not None:
+            return self._only(sides, dead, [trial for trial in trials if trial is not dead])
+        for trial in trials:
+            self._end(sides, trial)
+        return []
+
+    def _only(self, sides: dict[str, Side], dead: Trial, others: list[Trial]) -> list[Cell]:
+        """Record the cell in which a process died, and what had ended before; the rest is still to be done."""
+        self._end(sides, dead, timed=False)
+        ended = [trial for trial in others if trial.found and not trial.going]
+        for trial in ended:
+            self._end(sides, trial, timed=False)
+        return [trial.cell for trial in others if trial not in ended]
+
+    def _opened(self, sides: dict[str, Side], trial: Trial) -> bool:
+        """Open a cell on both sides; whether a process died of it."""
+        if time.monotonic() >= self._deadline:
             raise NoTime
-        rounds = max(min(min(AIMED_ROUNDS, self.plan.rounds) - self.rounds, int(left_s / max(least_s, 1e-3))), 1)
-        self._share_s = max(left_s / rounds - price_s, 0.0) / max(cells, 1)
-
-    # -- a cell in a round -------------------------------------------------------------------------
-
-    def _cell(self, sides: dict[str, Side], cell: Cell) -> None:
-        """Both sides of one cell: opened, sampled in turn, closed, recorded."""
-        found: dict[str, dict[str, Any]] = {}
-        ready: dict[str, Event] = {}
+        self.listener.cell(trial.cell)
         for name in self._draw.sample(SIDES, 2):
-            answer = self._open(sides[name], cell)
-            if answer["event"] == "ready":
-                ready[name] = answer
-            else:
-                found[name] = answer
-        samples = self._sample(sides, cell, ready, found) if len(ready) == len(SIDES) else None
-        for name in ready:
-            if name not in found:
-                found[name] = self._ask(sides[name], cell, "close", "cell", limit_s=self.plan.limits_s["gate"])
-        if samples is not None and all(one["status"] == "ok" for one in found.values()):
-            for name, taken in samples.items():
-                found[name] = found[name] | {"timing": _timing(taken, cell.calls, ready[name]["cache"])}
-        self._record(sides, cell, found)
+            answer = self._open(sides[name], trial.cell)
+            (trial.ready if answer["event"] == "ready" else trial.found)[name] = answer
+        return trial.died
+
+    def _end(self, sides: dict[str, Side], trial: Trial, *, timed: bool = True) -> None:
+        """Close what is open, pair the samples, record."""
+        for name in SIDES:
+            if name in trial.found:
+                continue
+            if not sides[name].has(
+                trial.cell.backend
+            ):  # its process ended since: what the cell is worth is asked again
+                answer = self._open(sides[name], trial.cell)
+                if answer["event"] != "ready":
+                    trial.found[name] = answer
+                    continue
+            limit_s = self.plan.limits_s["gate"]
+            trial.found[name] = self._ask(sides[name], trial.cell, "close", "cell", limit_s=limit_s)
+        if timed and trial.samples["b"] and all(one["status"] == "ok" for one in trial.found.values()):
+            for name, taken in trial.samples.items():
+                timing = _timing(taken, trial.cell.calls, trial.ready[name]["cache"])
+                trial.found[name] = trial.found[name] | {"timing": timing}
+        self._record(sides, trial.cell, trial.found)
 
     def _open(self, side: Side, cell: Cell) -> Event:
         pairs = LATER_GATE_PAIRS if self.rounds else FIRST_GATE_PAIRS
@@ -239,39 +216,51 @@ class Versus:
             side.describe(cell.problem.device)
             side.enter(cell.problem, cell.source, options, self._deadline)
         except (WorkerDied, WorkerTimeout) as e:
-            return self._failure(e, cell.backend)
+            return self._failure(e)
         known = {"calls": cell.calls, "seconds": cell.seconds} if cell.calls else None
         return self._ask(side, cell, "open", "ready", limit_s=self.plan.limits_s["build"], known=known)
 
-    def _sample(
-        self, sides: dict[str, Side], cell: Cell, ready: dict[str, Event], found: dict[str, dict[str, Any]]
-    ) -> dict[str, list[float]] | None:
-        """Blocks of one sample a side, in turn; None, and the reason in ``found``, if a side fails on the way."""
+    def _sample(self, sides: dict[str, Side], trials: list[Trial]) -> Trial | None:
+        """Passes over the open cells, a block of both sides each time; slow cells are left out of most passes. Returns
+        the trial in which a process died."""
         started = time.monotonic()
-        cell.learn(ready.values())
-        blocks = min(max(int(self._share_s / max(2 * cell.seconds, 1e-6)), LEAST_BLOCKS), MOST_BLOCKS)
-        samples: dict[str, list[float]] = {name: [] for name in SIDES}
+        for trial in trials:
+            trial.cell.learn(trial.ready.values())
+            fitting = int(self._share_s / max(2 * trial.cell.seconds, 1e-6))
+            trial.blocks = min(max(fitting, LEAST_BLOCKS), MOST_BLOCKS)
+        passes = max((trial.blocks for trial in trials), default=0)
         try:
-            for _ in range(blocks):
-                for name in self._draw.sample(SIDES, 2):
-                    limit_s = self.plan.limits_s["timing"]
-                    answer = self._ask(sides[name], cell, "sample", "sample", limit_s=limit_s, calls=cell.calls)
-                    if answer["event"] != "sample":
-                        found[name] = answer
-                        return None
-                    samples[name].append(answer["ms"])
+            for i in range(passes):
+                due = [t for t in trials if t.going and (i + 1) * t.blocks // passes > i * t.blocks // passes]
+                self._draw.shuffle(due)
+                for trial in due:
+                    if self._block(sides, trial):
+                        return trial
         finally:
-            took = time.monotonic() - started
-            self._sampling_s += took
-            self._least_s += took * LEAST_BLOCKS / max(len(samples["b"]), LEAST_BLOCKS)
-        return samples
+            self._sampling_s += time.monotonic() - started
+        return None
+
+    def _block(self, sides: dict[str, Side], trial: Trial) -> bool:
+        """One sample of either side, in an order drawn afresh; whether a process died of it."""
+        taken: dict[str, float] = {}
+        last = len(trial.samples["b"]) + 1 == trial.blocks
+        for name in self._draw.sample(SIDES, 2):
+            limit_s, calls = self.plan.limits_s["timing"], trial.cell.calls
+            answer = self._ask(sides[name], trial.cell, "sample", "sample", limit_s=limit_s, calls=calls, last=last)
+            if answer["event"] != "sample":
+                trial.found[name] = answer
+                return trial.died
+            taken[name] = answer["ms"]
+        for name, ms in taken.items():
+            trial.samples[name].append(ms)
+        return False
 
     def _ask(self, side: Side, cell: Cell, what: str, wanted: str, *, limit_s: float, **arguments: Any) -> Event:
         """The wanted event, or the cell with which it ended; ``cell`` stands for the latter alone."""
         try:
             events = side.ask(what, backend=cell.backend, limit_s=limit_s, until=self._deadline, **arguments)
         except (WorkerDied, WorkerTimeout) as e:
-            return self._failure(e, cell.backend)
+            return self._failure(e)
         for event in events:
             if event["event"] == wanted:
                 return event
@@ -279,7 +268,7 @@ class Versus:
         missing = {"backend": cell.backend, "status": "crashed", "reason": f"the worker sent no answer to {what!r}"}
         return (cells[-1] if cells else missing) | {"event": "cell"}
 
-    def _failure(self, e: WorkerDied | WorkerTimeout, backend: str) -> Event:
+    def _failure(self, e: WorkerDied | WorkerTimeout) -> Event:
         """A process that ended or hung, as the cell's status; a hang past the budget is nobody's fault."""
         if isinstance(e, WorkerTimeout) and time.monotonic() >= self._deadline:
             raise NoTime from e
@@ -287,18 +276,18 @@ class Versus:
         status = "timeout" if isinstance(e, WorkerTimeout) else "crashed"
         last = e.stderr.splitlines()[-1:] if status == "crashed" else []
         reason = "; ".join([str(e), f"in phase: {phase}", *last])
-        return {"event": "cell", "backend": backend, "status": status, "reason": reason, "error": e.stderr or None}
+        error = e.stderr or None
+        return {"event": "cell", "died": True, "status": status, "reason": reason, "error": error}
 
     # -- records -----------------------------------------------------------------------------------
 
     def _record(self, sides: dict[str, Side], cell: Cell, found: dict[str, dict[str, Any]]) -> None:
         """Both sides of this round in one write."""
-        where = {name: _provenance(sides, name) for name in SIDES}
+        where = {name: _provenance(sides, name, found) for name in SIDES}
         records = [self._as_record(sides[name], cell, found[name], where[name]) for name in SIDES]
         for name, one in found.items():
             if one["status"] != "ok":
                 cell.failures[name].append(one["status"])
-        cell.rounds += 1
         cell.settle()
         if self.plan.out is not None:
             append(self.plan.out, records)
@@ -313,7 +302,10 @@ class Versus:
             "seed": self.plan.seed,
             "environment": known["environment"] | {MARK: mark, "load_1min": os.getloadavg()[0]},
         }
-        fields = {k: v for k, v in one.items() if k not in ("backend", "event")}
+        fields = {k: v for k, v in one.items() if k not in ("backend", "event", "died")}
+        for name in ("reason", "error"):
+            if fields.get(name):
+                fields[name] = portable(fields[name].replace(f"{side.folder}{os.sep}", f"<{side.name}>{os.sep}"))
         whole = {
             "run": self.run_id,
             "group": f"{self.run_id}/{cell.problem.key[:8]}-{cell.backend}-{self.rounds + 1}",
@@ -321,36 +313,19 @@ class Versus:
             "problem": cell.problem,
             "provenance": Provenance.model_validate(provenance),
             **fields,
-            **{name: portable(fields.get(name)) for name in ("reason", "error")},
         }
         return Record.model_validate(whole)
 
 
-def _provenance(sides: dict[str, Side], name: str) -> dict[str, Any]:
+def _provenance(sides: dict[str, Side], name: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A side that could not describe itself stands on the other's machine, with code of its own."""
     side = sides[name]
     if side.provenance is not None:
         return side.provenance
     other = next((one.provenance for one in sides.values() if one.provenance is not None), None)
     if other is None:
-        raise NothingRuns("neither side could even describe itself; see the workers' errors above")
+        raise NothingRuns("; ".join(f"no process of {side} comes up: {one['reason']}" for side, one in found.items()))
     return other | {"commit": side.code.commit, "dirty": side.code.dirty, "code": code_hash(side.folder)}
-
-
-def choose(asked: tuple[str, ...], a: Code, b: Code) -> tuple[str, ...]:
-    """The backends asked for by name, ``all`` replaced by those that either side has; ``lean`` stays as it is.
-
-    Raises
-    ------
-    BadAxis
-        For a name that neither side has.
-    """
-    known = sorted(a.backends() | b.backends())
-    names = [name for one in asked for name in (known if one == "all" else [one])]
-    for name in names:
-        if name not in known and name != LEAN:
-            raise BadAxis(f"--backend: expected one of {', '.join((*known, 'all', LEAN))}; got {name!r}")
-    return tuple(dict.fromkeys(names))
 
 
 def _timing(samples: list[float], calls: int, cache: str) -> Timing:

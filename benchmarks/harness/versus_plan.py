@@ -1,0 +1,101 @@
+"""What :mod:`.versus` is asked to measure, and what it says while it does. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .cases import Axes, BadAxis, resolve
+from .commits import Code
+from .measure import PHASE_LIMITS_S
+from .process import Event
+from .record import Problem, Record
+from .sweep import work
+
+SIDES = ("a", "b")
+LEAN = "lean"  # on the axis of backends: all that run no compiler
+AIMED_ROUNDS, MOST_ROUNDS = 6, 10
+TRIES = 2  # a side that failed gets another process before the failure is believed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: problems, and backends by name, ``all`` or ``lean``; and how."""
+
+    problems: tuple[tuple[Problem, str | None], ...]
+    backends: tuple[str, ...]
+    budget_s: float = 180.0
+    rounds: int = MOST_ROUNDS
+    out: Path | None = None
+    threads: int | None = None
+    seed: int = 0
+    argv: tuple[str, ...] = ()
+    limits_s: dict[str, float] = field(default_factory=lambda: {k: min(v, 120.0) for k, v in PHASE_LIMITS_S.items()})
+
+
+@dataclass
+class Cell:
+    """A backend on a problem, and how its sides have fared so far."""
+
+    backend: str
+    problem: Problem
+    source: str | None
+    failures: dict[str, list[str]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    calls: int = 0  # of one sample, once they are known
+    seconds: float = 0.0  # that the slower side's sample takes
+    over: bool = False
+
+    def learn(self, ready: Iterable[Event]) -> None:
+        """Both sides take as many calls a sample, those of the side that needs more."""
+        answers = list(ready)
+        self.calls = max(int(answer["calls"]) for answer in answers)
+        self.seconds = max(answer["seconds"] / answer["calls"] * self.calls for answer in answers)
+
+    def settle(self) -> None:
+        """Nothing more to learn where a side does not run, or has failed as often as it may."""
+        for failed in self.failures.values():
+            if "unsupported" in failed or len(failed) >= TRIES:
+                self.over = True
+
+
+class Listener:
+    """What a run tells while it goes on; every method may be left as it is."""
+
+    def planned(self, a: Code, b: Code, cells: int) -> None: ...
+
+    def round(self, number: int) -> None: ...
+
+    def cell(self, cell: Cell) -> None: ...
+
+    def recorded(self, records: list[Record]) -> None: ...
+
+
+class NothingRuns(RuntimeError):
+    """No process of either side came up: says why."""
+
+
+class NoTime(Exception):
+    """The budget is used up."""
+
+
+def problems_of(axes: list[Axes]) -> tuple[tuple[Problem, str | None], ...]:
+    """The problems of these axes, none twice, the cheapest first."""
+    found = {problem.key: (problem, source) for problem, source in map(resolve, axes)}
+    return tuple(sorted(found.values(), key=lambda one: work(one[0])))
+
+
+def choose(asked: tuple[str, ...], a: Code, b: Code) -> tuple[str, ...]:
+    """The backends asked for by name, ``all`` replaced by those that either side has; ``lean`` stays as it is.
+
+    Raises
+    ------
+    BadAxis
+        For a name that neither side has.
+    """
+    known = sorted(a.backends() | b.backends())
+    names = [name for one in asked for name in (known if one == "all" else [one])]
+    for name in names:
+        if name not in known and name != LEAN:
+            raise BadAxis(f"--backend: expected one of {', '.join((*known, 'all', LEAN))}; got {name!r}")
+    return tuple(dict.fromkeys(names))
