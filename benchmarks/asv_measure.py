@@ -55,7 +55,7 @@ def measure_commit() -> Cache:
             made += _swept(host, there) if out is None else _none_ran(there, *out)
         out = ("crashed", foreign) if foreign else _does_not_start(host, "cpu")
         inspected = [_inspected(host, *cell) for cell in asked] if out is None else _kernels_out(asked, *out)
-    _append_kernels(inspected)
+    record.append(records_path(".kernels"), inspected)
     found = {cells[r.problem.key, r.backend]: row(r, METRICS) for r in made}
     return found | {(asv_grid.KERNELS, (k.kernel, k.arch, k.dtype)): row(k, KERNEL_METRICS) for k in inspected}
 
@@ -100,14 +100,6 @@ def records_path(kind: str = "") -> Path:
 def machine() -> str:
     """The machine's name, the same in asv's results and in the records."""
     return os.environ.get(MACHINE) or platform.node() or "unknown"
-
-
-def _append_kernels(found: list[kernels.KernelRecord]) -> None:
-    if found:
-        path = records_path(".kernels")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as out:
-            out.write("".join(one.model_dump_json() + "\n" for one in found))
 
 
 # -- is it this commit? ------------------------------------------------------------------------------

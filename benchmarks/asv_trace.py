@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
@@ -107,12 +107,14 @@ def main(arguments: list[str]) -> int:
     if not results.is_dir():
         print(f"error: RESULTS: expected asv's folder of results, {results} is none", file=sys.stderr)
         return 2
-    numbers = list(trace(results))
-    return _report(numbers, results)
+    try:
+        return _report(list(trace(results)), results)
+    except record.MalformedRecord as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
 
 
-def _report(numbers: Iterable[Number], results: Path) -> int:
-    numbers = list(numbers)
+def _report(numbers: list[Number], results: Path) -> int:
     lost = [n for n in numbers if n.record is None]
     for n in lost:
         print(f"{n.file.relative_to(results)}: {n.benchmark}{n.cell} = {n.value}: {n.why}")

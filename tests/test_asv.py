@@ -18,7 +18,7 @@ from benchmarks import asv_grid, asv_metrics
 from benchmarks.asv_metrics import KERNEL_METRICS, METRICS, STATUS_CODES
 from benchmarks.asv_suite import Suite
 from benchmarks.block import Attention
-from benchmarks.harness import device, record
+from benchmarks.harness import device, kernels, record
 from benchmarks.harness.kernels import KernelRecord
 from benchmarks.harness.record import Record
 from tests import records_factory
@@ -198,6 +198,20 @@ def test_a_kernel_record_has_figures_if_and_only_if_it_is_ok() -> None:
         KernelRecord(**common, status="ok")
     with pytest.raises(ValueError, match="needs a reason"):
         KernelRecord(**common, status="crashed")
+
+
+def test_a_file_of_kernels_survives_a_kill_and_refuses_garbage(tmp_path: Path) -> None:
+    where, path = example().provenance, tmp_path / "a.kernels.jsonl"
+    common: dict[str, Any] = {"run": "r", "kernel": "forward", "arch": 90, "dtype": "bfloat16", "provenance": where}
+    one = KernelRecord(**common, status="oom", reason="no room")
+    line = one.model_dump_json()
+    path.write_text(line[: len(line) // 2])  # killed while writing
+    record.append(path, [one])
+    assert list(kernels.read(path)) == [one]
+    for garbage in ("no json", line.replace("oom", "fine"), '{"kernel_schema":2}'):
+        path.write_text(garbage + "\n")
+        with pytest.raises(record.MalformedRecord, match=r"a\.kernels\.jsonl:1"):
+            list(kernels.read(path))
 
 
 # -- what asv sees -----------------------------------------------------------------------------------

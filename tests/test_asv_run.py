@@ -101,7 +101,12 @@ def every_number_has_its_record_and_a_changed_one_has_none(ran: Ran, tmp_path: P
     assert {n.benchmark for n in lost} == {"block.Attention.track_peak_memory"}
     assert asv_trace.main([str(ran.results)]) == 0
     assert asv_trace.main([str(spoilt)]) == 1
-    (spoilt / MACHINE / "records" / f"{path.stem}.jsonl").unlink()
+    assert asv_trace.main([str(spoilt / "nowhere")]) == 2
+    records = spoilt / MACHINE / "records" / f"{path.stem}.jsonl"
+    whole = records.read_text()
+    records.write_text("garbage\n" + whole)
+    assert asv_trace.main([str(spoilt)]) == 2
+    records.unlink()
     assert {n.why for n in asv_trace.trace(spoilt) if n.record is None} == {
         "no record of this cell was written before it"
     }

@@ -5,13 +5,17 @@ A commit that makes a kernel spill or lose occupancy is seen on a machine withou
 
 from __future__ import annotations
 
+import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from .record import Provenance, Status
+from .record import MalformedRecord, Provenance, Status
+
+_START = '{"kernel_schema":'  # how every line begins
 
 
 class KernelRecord(BaseModel):
@@ -43,15 +47,25 @@ class KernelRecord(BaseModel):
         return f"{self.kernel}@sm_{self.arch}-{self.dtype}"
 
 
-def read(path: Path) -> list[KernelRecord]:
-    """The kernels' records of one file, in order."""
-    return [KernelRecord.model_validate_json(line) for line in path.read_text().splitlines() if line.strip()]
+def read(path: Path) -> Iterator[KernelRecord]:
+    """The kernels' records of one file, in order; a line that a kill cut off is passed over.
+
+    Raises
+    ------
+    MalformedRecord
+    """
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            if line.strip():
+                yield KernelRecord.model_validate_json(line)
+        except ValidationError as e:
+            cut_off = line.startswith(_START) and e.errors()[0]["type"] == "json_invalid"
+            if not cut_off:
+                raise MalformedRecord(f"{path}:{number}: no record of a kernel: {e}") from None
 
 
 def inspect(kernel: str, arch: int, dtype: str) -> dict[str, Any]:
     """Status, reason and figures of one kernel of the installed ``variants``, whichever commit that is of."""
-    import os
-
     if os.environ.get("TRITON_INTERPRET") == "1":
         return _out("unsupported", "TRITON_INTERPRET=1 is set: compiling needs a process without the interpreter")
     try:

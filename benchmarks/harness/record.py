@@ -193,6 +193,7 @@ class Record(_Frozen):
     gate: Gate | None = None
     plan_ms: Milliseconds | None = None
     first_call_ms: Milliseconds | None = None
+    tuning_ms: Milliseconds | None = None  # of the first call, which is timed without it
     timing: Timing | None = None
     memory: Memory | None = None
     limit: Limit | None = None
