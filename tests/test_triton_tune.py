@@ -22,6 +22,10 @@ from typer.testing import CliRunner
 pytest.importorskip("triton")
 
 from benchmarks.commands import app
+from benchmarks.harness import cases
+from benchmarks.harness import sweep as harness
+from benchmarks.harness.host import Host
+from benchmarks.harness.measure import Options
 from tests.seam import seam
 from variants import _triton_tune as tuning
 from variants import _triton_tuned as file
@@ -321,6 +325,10 @@ def test_nothing_is_tuned_unless_asked(monkeypatch) -> None:
 INTERPRETED = """
 import sys, warnings, torch, variants
 from benchmarks.commands import app
+from benchmarks.harness import cases
+from benchmarks.harness import sweep as harness
+from benchmarks.harness.host import Host
+from benchmarks.harness.measure import Options
 from tests.seam import seam
 from variants import _triton_tune, _triton_forward, triton_fused
 made = seam(19, 12, heads=2, head_dim=16, channels=8)
@@ -419,3 +427,38 @@ def test_a_dry_run_names_the_candidates_that_spill(monkeypatch) -> None:
     assert (shipped["reason"], shipped["spills"]) == (None, 0)
     assert spilling["registers"] <= 64
     assert spilling["reason"] == f"spills: {spilling['spills']} loads and stores of local memory"
+
+
+# -- apart from the first call ----------------------------------------------------------------------------------
+
+TUNES = """
+import time, torch
+from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from variants import Backend, Cost
+
+spent = []
+
+class Block(AtomTransformerBlock):
+    def _attend(self, *x):
+        if not spent:
+            time.sleep(2)
+            spent.append(2000.0)
+        return super()._attend(*x)
+
+BACKEND = Backend(block=Block, summary="tunes at its first call", devices=("cpu",), dtypes=(torch.float32,),
+                  cost=lambda shape, mode: Cost(1, 1, 1000), tuning_ms=lambda: sum(spent))
+"""
+
+
+def test_the_harness_records_tuning_apart_from_the_first_call(tmp_path: Path) -> None:
+    (tmp_path / "tunes.py").write_text(TUNES)
+    axes = cases.grid(cases.Axes(), n_atom=(64,), window=(8,), mode=("fwd",))
+    groups = harness.plan(axes, (str(tmp_path / "tunes.py"), "gather"))
+    options = Options(budget_s=0.3, min_blocks=3, max_blocks=6)
+    with Host(threads=1) as host:
+        outcome = harness.Sweep(groups, harness.Settings(out=None, options=options), host=host).run()
+    tunes, gather = (next(r for r in outcome.records if r.backend == name) for name in ("tunes", "gather"))
+    assert tunes.tuning_ms == 2000.0
+    assert tunes.first_call_ms is not None
+    assert tunes.first_call_ms < 1500.0
+    assert gather.tuning_ms == 0.0

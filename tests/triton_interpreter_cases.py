@@ -22,13 +22,17 @@ from variants._op import attention_reference
 from variants._triton_launch import backward, in_order, queries_of
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
-# a mean of 100 costs the last digits of p itself; a softmax that is one slot's leaves gradients that are differences
-ILL_CONDITIONED = {"large_offset": 3e-5, "large_bias": 5e-5, "one_atom": 3e-6}
+# Beyond the tolerance only what eager PyTorch does not reach either, in the same dtypes on the same inputs: twice and a
+# half its worst error. A p of mean 100 has lost two digits; scores of 100 have steps of 8e-6, and so have the weights
+# that are made of them; an O rounded to half precision is in every delta = <dO, O>.
+YARDSTICK = 2.5
+ILL_CONDITIONED = ("large_offset", "large_bias")
 SINGLE = (
-    "two_chains", "dead_rows", "all_dead", "random_holes", "nan_in_padding", "k_capped", "jumping_starts",
-    "large_offset", "large_bias", "own_residue_only", "no_slots", "one_atom",
+    "ragged", "two_chains", "dead_rows", "all_dead", "random_holes", "nan_in_padding", "k_capped", "jumping_starts",
+    "large_offset", "large_bias", "own_residue_only", "no_slots", "one_atom", "unsorted",
 )  # fmt: skip
-HALF = ("two_chains", "dead_rows", "random_holes")
+HALF = ("ragged", "two_chains", "dead_rows", "random_holes", "unsorted")
+BRAIN = ("two_chains", "random_holes")
 
 
 @pytest.fixture(autouse=True)
@@ -41,21 +45,31 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(("case", "dtype"), [(c, torch.float32) for c in SINGLE] + [(c, torch.float16) for c in HALF])
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_band_agrees_with_the_reference(case: str, dtype: torch.dtype, deterministic: bool) -> None:
-    if not deterministic and case not in ("dead_rows", "random_holes"):
-        pytest.skip("the two ways to add up dQ differ in nothing else")
-    if not deterministic:
-        torch.use_deterministic_algorithms(False)
+def _cells():
+    for dtype, cases in ((torch.float32, SINGLE), (torch.float16, HALF), (torch.bfloat16, BRAIN)):
+        for case in cases:
+            for deterministic in (True, False):
+                if deterministic or case in ("dead_rows", "random_holes", "unsorted"):  # sums differ in nothing else
+                    label = f"{case}-{str(dtype).removeprefix('torch.')}{'-deterministic' * deterministic}"
+                    yield pytest.param(case, dtype, deterministic, id=label)
+
+
+@pytest.mark.parametrize(("case", "dtype", "deterministic"), list(_cells()))
+def test_agrees_with_the_reference(case: str, dtype: torch.dtype, deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(deterministic)
     given = problem(case, dtype)
-    got = answer(variants.convert(given.block, "triton_fused"), given)
-    found = errors(got, reference(case, dtype))
-    assert max(found.values()) <= max(TOLERANCE[dtype], ILL_CONDITIONED.get(case, 0.0)), found
+    got, want = answer(variants.convert(given.block, "triton_fused"), given), reference(case, dtype)
+    found, limit = errors(got, want), TOLERANCE[dtype]
+    if case in ILL_CONDITIONED:
+        eager = max(errors(answer(given.block, given), want).values())
+        assert eager > limit, "no exception is needed"
+        limit = YARDSTICK * eager
+    if case == "one_atom":  # every gradient but dV's is 0: differences of equal terms of this size
+        limit *= float((given.grad_out * given.inputs[2]).sum(-1).norm())
+    assert max(found.values()) <= limit, found
     assert not got["dnorm_pair.bias"].any()
     live = given.valid_mask.expand(got["dp"].shape[:3])
     assert not got["dp"][~live].any()
-    assert CASES[case].band
 
 
 def _random(n: int, k: int, *, heads: int, head_dim: int, channels: int, dtypes: tuple[torch.dtype, torch.dtype]):
@@ -65,20 +79,28 @@ def _random(n: int, k: int, *, heads: int, head_dim: int, channels: int, dtypes:
     return made.block, leaves, made.neighbor_idx, made.valid_mask, torch.randn(made.inputs[0].shape).to(dtypes[0])
 
 
-def _compare(block, leaves, idx, mask, grad_o, tolerance: float) -> None:
+def _errors(backend: str, block, leaves, idx, mask, grad_o) -> list[float]:
+    """Relative error norms of O and of the gradients of Q, K, V, p, gamma, beta and W against float64."""
     parameters = [block.norm_pair.weight, block.norm_pair.bias, block.pair_bias.weight]
-    fused = variants.convert(block, "triton_fused")
-    out = fused._attend(*leaves, idx, mask)
+    out = variants.convert(block, backend)._attend(*leaves, idx, mask)
     got = [out, *torch.autograd.grad(out, [*leaves, *parameters], grad_o)]
     exact = [x.detach().double().requires_grad_() for x in [*leaves, *parameters]]
     want_o = attention_reference(*exact, idx, mask)
     want = [want_o, *torch.autograd.grad(want_o, exact, grad_o.double(), materialize_grads=True)]
     assert out.dtype == leaves[0].dtype
-    want = [w.detach() for w in want]
-    scale = max(float(w.norm()) for w in want[-3:])
-    for i, (g, w) in enumerate(zip(got, want, strict=True)):
-        norm = float(w.norm()) if i != 6 else scale  # beta's gradient is 0
-        assert float((g.detach().double() - w).norm()) <= tolerance * norm, i
+    norms = [float(w.detach().norm()) for w in want]
+    norms[6] = max(norms[-3:])  # beta's gradient is 0
+    return [
+        float((g.detach().double() - w.detach()).norm()) / norm for g, w, norm in zip(got, want, norms, strict=True)
+    ]
+
+
+def _compare(block, leaves, idx, mask, grad_o, tolerance: float, *, by_eager: bool = False) -> None:
+    """Within the tolerance; with ``by_eager`` or within what eager PyTorch allows."""
+    found = _errors("triton_fused", block, leaves, idx, mask, grad_o)
+    if by_eager:
+        tolerance = max(tolerance, YARDSTICK * max(_errors("gather", block, leaves, idx, mask, grad_o)))
+    assert max(found) <= tolerance, found
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -127,7 +149,7 @@ def test_sizes_are_padded(heads: int, head_dim: int, channels: int) -> None:
     leaves = [x.detach().requires_grad_() for x in made.inputs]
     assert triton_fused._band_or_none(made.neighbor_idx, made.valid_mask) is not None
     exact = [x.detach().nan_to_num().requires_grad_() for x in leaves]
-    _compare(made.block, exact, made.neighbor_idx, made.valid_mask, torch.randn(leaves[0].shape), 2e-6)
+    _compare(made.block, exact, made.neighbor_idx, made.valid_mask, torch.randn(leaves[0].shape), 1e-6, by_eager=True)
 
 
 def test_half_activations_with_single_pairs() -> None:
@@ -135,7 +157,9 @@ def test_half_activations_with_single_pairs() -> None:
     made = seam(19, 12, heads=4, head_dim=16, channels=16)
     leaves = [x.detach().nan_to_num().to(torch.float16 if i < 3 else torch.float32) for i, x in enumerate(made.inputs)]
     leaves = [x.requires_grad_() for x in leaves]
-    _compare(made.block, leaves, made.neighbor_idx, made.valid_mask, torch.randn(leaves[0].shape).half(), 2e-3)
+    _compare(
+        made.block, leaves, made.neighbor_idx, made.valid_mask, torch.randn(leaves[0].shape).half(), 1e-3, by_eager=True
+    )
 
 
 def test_deterministic_dq_is_the_sum_of_the_atomic_one() -> None:

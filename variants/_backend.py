@@ -74,7 +74,8 @@ class Backend:
     ``cost`` maps (shape, mode) to a :class:`Cost`; ``backward`` lists the devices that have one; ``requires`` names
     foreign modules, imported where they are used and nowhere else; ``probe(device)`` returns further reasons why not,
     asked only where the device is there and ``requires`` imports. ``compiles``: the first call of each kind (shapes,
-    dtypes) runs a compiler and takes seconds.
+    dtypes) runs a compiler and takes seconds. ``tuning_ms``: what tuning, where it was asked for, has taken in this
+    process so far; a first call that tunes is timed without it.
     """
 
     block: type[AtomTransformerBlock]
@@ -89,6 +90,7 @@ class Backend:
     needs_unique: bool = False
     compiles: bool = False
     probe: Callable[[str], list[str]] | None = None
+    tuning_ms: Callable[[], float] | None = None
 
 
 def operation_floor(shape: Shape, mode: Mode) -> tuple[int, int]:

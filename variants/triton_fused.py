@@ -29,6 +29,9 @@ fp32 atomics; under ``torch.use_deterministic_algorithms`` the table is inverted
 walks over the slots of each key in their order. So in either mode two runs then agree to the bit in every gradient.
 A band whose tiles do not fit a multiprocessor's shared memory (fp32 from H D = 512 on) takes the gather kernels too.
 
+*Tiles*: shipped defaults by dtype, sizes and architecture (``_triton_config``); tuned ones come from the file that
+``PALLATOM_TRITON_TUNED`` names. ``python -m benchmarks tune`` adds to it; ``PALLATOM_TRITON_AUTOTUNE=1`` at first use.
+
 On a CPU the kernels run in Triton's interpreter only: for tests.
 """
 
@@ -46,6 +49,7 @@ from ._backend import Backend, Cost, Mode, Shape, UnsupportedError, operation_fl
 from ._band import BandPlan, NotABand, band_plan
 from ._registry import require
 from ._remember import remembered
+from ._triton_tune import tuning_ms
 
 MAX_HEADS, MAX_HEAD_DIM, MAX_CHANNELS = 16, 64, 64
 _WHO = "TritonFusedBlock"
@@ -219,4 +223,5 @@ BACKEND = Backend(
     requires=("triton",),
     min_capability=(8, 0),
     probe=_probe,
+    tuning_ms=tuning_ms,
 )

@@ -100,6 +100,12 @@ def converted(spec: str, module: nn.Module) -> nn.Module:
     return twin
 
 
+def tuning_ms(spec: str) -> float:
+    """What the backend's tuning has taken in this process so far; 0 for one that does not tune (nor knows the word)."""
+    spent = None if spec == INDEX_BACKEND else getattr(load(spec), "tuning_ms", None)
+    return 0.0 if spent is None else spent()
+
+
 def seam_peak_bytes(spec: str, problem: Problem) -> int:
     """What the backend's own model says that one call of the seam allocates above its inputs."""
     from .footprint import shape_of
