@@ -83,9 +83,7 @@ def _headline(h: History) -> list[str]:
         out.append(f"{len(grouped) - TOLD} more are in the table of steps.")
     single = [s for s in h.steps if not s.held]
     if single:
-        out.append(
-            f"{_plural(len(single), 'more step')} with one commit alone on a side: one noisy run looks like that."
-        )
+        out.append(f"{_plural(len(single), 'step')} with one commit alone on a side: one noisy run looks like that.")
     return out
 
 

@@ -92,7 +92,7 @@ def steps(h: History) -> Table:
         for s in ordered[:LISTED]
     ]  # fmt: skip
     note = ("Levels of asv's step detection that differ by 5% or more, by more than their scatter and than asv's "
-            "intervals at the step.")  # fmt: skip
+            "intervals at the step; a bump of a few commits may be passed over.")  # fmt: skip
     return Table("h-steps", "Steps", columns, rows, note + _cut(len(ordered), "steps.csv"))
 
 
@@ -102,12 +102,13 @@ def side_by_side(h: History) -> Table:
     for s in h.series:
         if s.metric == LATENCY:
             newest[s.problem, s.backend][s.host] = s
-    columns = (*PROBLEM, *(Column(host.label, True) for host in h.hosts))
+    timed = [host for host in h.hosts if any(host in held and held[host].measured for held in newest.values())]
+    columns = (*PROBLEM, *(Column(host.label, True) for host in timed))
     rows = []
     for (_, _), held in sorted(newest.items(), key=lambda e: (e[0][0].order, e[0][1])):
         first = next(iter(held.values()))
         if any(s.measured for s in held.values()):
-            rows.append([*_problem_cells(first), *(_newest(held.get(host)) for host in h.hosts)])
+            rows.append([*_problem_cells(first), *(_newest(held.get(host)) for host in timed)])
     note = "The newest commit of each machine that the cell was asked for at; a dash says why there is no time."
     return Table(
         "h-newest", "Newest times, machines side by side", columns, rows[:LISTED], note + _cut(len(rows), "history.csv")

@@ -232,8 +232,10 @@ def _point(row: Mapping[str, object], commits: Mapping[str, Commit]) -> Point:
         return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
 
     status = row["status"] if isinstance(row["status"], str) else None
-    found, reason = str(row["found"]), row.get("reason")
-    return Point(commits[str(row["commit"])], number("value"), number("ci_low"), number("ci_high"),
+    found, reason, value, low = str(row["found"]), row.get("reason"), number("value"), number("ci_low")
+    if low is not None and low < 0 <= (value or 0):
+        low = 0.0  # asv's interval of a few samples is symmetric; no time and no size is below 0
+    return Point(commits[str(row["commit"])], value, low, number("ci_high"),
                  found if found == FAILED else status or ("ok" if found == NUMBER else found),
                  reason if isinstance(reason, str) else None)  # fmt: skip
 
@@ -304,6 +306,6 @@ def _speed(here: Point, there: Point) -> Ratio:
     Its interval is asv's two 99% intervals pushed apart: both hold in 98% of cases or more, and so does this one.
     """
     low = high = None
-    if None not in (here.low, here.high, there.low, there.high) and (here.low or 0) > 0:
-        low, high = (there.low or 0) / (here.high or 1), (there.high or 0) / (here.low or 1)
+    if here.low and here.high and there.low and there.high:  # from an interval that holds 0 no ratio follows
+        low, high = there.low / here.high, there.high / here.low
     return Ratio((there.value or math.nan) / (here.value or math.nan), low, high, None, 1, "order")

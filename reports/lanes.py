@@ -24,7 +24,7 @@ from reports.history import Point, Series, Step
 from reports.panel import DASHES, WIDTH_IN, Drawing, Heading, Legend
 from reports.theme import Theme
 
-LEFT_IN, RIGHT_IN, LANE_IN, GAP_IN, FOOT_IN = 2.16, 0.24, 0.46, 0.14, 0.52
+LEFT_IN, RIGHT_IN, LANE_IN, GAP_IN, FOOT_IN = 2.26, 0.24, 0.46, 0.14, 0.52
 NAME_IN = 0.3
 LEAST_SPAN = 1.3  # highest over lowest of a lane's axis: noise of a per cent must look like noise
 HEADROOM = 0.42  # share of a lane above its values, where its steps are named
@@ -119,7 +119,9 @@ def _lane(ax: Axes, lane: Lane, x_of: dict[str, int], names: Sequence[str], t: T
         ends = [x_of[lane.series.points[i].commit.hash] for i in (segment.left, segment.right - 1)]
         ax.plot([ends[0] - 0.3, ends[1] + 0.3], [segment.level] * 2, color=colour, linewidth=5, alpha=0.22,
                 solid_capstyle="butt")  # fmt: skip
-    bounds = [(x_of[p.commit.hash], p.low, p.high) for p in measured if p.low is not None and p.high is not None]
+    floor, top = ax.get_ylim()[0], high * (high / low) ** 0.08 if low > 0 else high
+    bounds = [(x_of[p.commit.hash], max(p.low, floor), min(p.high, top)) for p in measured
+              if p.low is not None and p.high is not None]  # fmt: skip
     if bounds:
         ax.vlines(*zip(*bounds, strict=True), color=colour, linewidth=1.1, alpha=0.6)
     xs = [x_of[p.commit.hash] for p in measured]
@@ -132,11 +134,16 @@ def _lane(ax: Axes, lane: Lane, x_of: dict[str, int], names: Sequence[str], t: T
 
 
 def _limits(ax: Axes, measured: Sequence[Point], steps: Sequence[Step]) -> tuple[float, float]:
-    """The two values that the axis names: those of the data, apart by LEAST_SPAN or more; room for labels above."""
-    values = [v for p in measured for v in (p.value, p.low, p.high) if v is not None]
+    """The two values that the axis names: those of the data, apart by LEAST_SPAN or more; room for labels above.
+
+    An interval widens the axis by a factor of LEAST_SPAN at most: one wild interval must not flatten the lane.
+    """
+    values = [p.value for p in measured if p.value is not None]
     low, high = min(values), max(values)
     if low > 0:
         ax.set_yscale("log")
+        low = max(low / LEAST_SPAN, min([low, *(p.low for p in measured if p.low is not None)]))
+        high = min(high * LEAST_SPAN, max([high, *(p.high for p in measured if p.high is not None)]))
         short = math.sqrt(max(1.0, LEAST_SPAN / (high / low)))
         low, high = low / short, high * short
         reach = (high / low) ** 0.08

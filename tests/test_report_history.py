@@ -334,6 +334,22 @@ def test_without_an_interval_on_one_side_there_is_none_of_the_ratio(tmp_path):
     assert all(a.ratio.low is None and a.ratio.high is None for a in against)
 
 
+def test_an_interval_of_few_samples_that_reaches_below_nothing(plain, spoiled):
+    """asv's intervals of few samples are symmetric: no time is below 0, and no ratio follows from one that holds 0."""
+    path = next((spoiled / "laptop").glob(f"{HASHES[COMMITS - 1][:8]}*.json"))
+    data = json.loads(path.read_text())
+    low = data["result_columns"].index("stats_ci_99_a")
+    row = data["results"]["block.Attention.track_latency"]
+    row[low] = [None if v is None else -v for v in row[low]]
+    path.write_text(json.dumps(data))
+    h = analyse(spoiled)
+    assert h.against
+    assert all(a.ratio.low is None and a.ratio.high is None for a in h.against)
+    series = [s for s in h.series if s.metric == "latency" and s.host.machine == "laptop" and s.measured]
+    assert {s.points[-1].low for s in series} == {0.0}
+    assert all(s.points[0].low for s in series)
+
+
 def test_what_needs_no_device_makes_no_machine_of_its_own(plain, spoiled):
     """A suite with other parameters, as the kernels have, beside the others of the same machine."""
     listed = json.loads((spoiled / "benchmarks.json").read_text())
