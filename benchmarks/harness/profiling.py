@@ -145,7 +145,7 @@ def _recorded(
         synchronize(device)
     path = folder / "trace.json"
     recorded.export_chrome_trace(str(path))
-    chrome = json.loads(path.read_text(encoding="utf-8"))
+    chrome = json.loads(path.read_text(encoding="utf-8", errors="replace"), strict=False)  # names are any library's
     path.unlink()
     return chrome
 
@@ -159,15 +159,20 @@ def slim(chrome: dict[str, Any], calls: int) -> dict[str, Any]:
     )[:calls]
     until = max((e["ts"] + e["dur"] for e in marks), default=float("inf"))
     inside = [e for e in events if e.get("cat") in _KEPT and e.get("ts", 0) <= until]
-    launched = {e["args"].get("correlation") for e in inside if e.get("cat") in trace.RUNTIME}
-    kept = [e for e in inside if e["cat"] not in trace.DEVICE_WORK or e["args"].get("correlation") in launched]
+    launched = {_link(e) for e in inside if e.get("cat") in trace.RUNTIME}
+    kept = [e for e in inside if e["cat"] not in trace.DEVICE_WORK or _link(e) in launched]
     late = [  # a stream runs ahead: the last kernels of these calls come after the host has left them
         e for e in events
-        if e.get("cat") in trace.DEVICE_WORK and e["ts"] > until and e["args"].get("correlation") in launched
+        if e.get("cat") in trace.DEVICE_WORK and e["ts"] > until and _link(e) in launched
     ]  # fmt: skip
     about = [e for e in events if e.get("ph") == "M" and str(e.get("name", "")).endswith(("_name", "_sort_index"))]
     facts = {name: chrome[name] for name in ("schemaVersion", "deviceProperties", "displayTimeUnit") if name in chrome}
     return facts | {"traceEvents": about + kept + late}
+
+
+def _link(event: trace.Event) -> object:
+    """What ties a kernel to its launch."""
+    return event.get("args", {}).get("correlation")
 
 
 def _write(chrome: dict[str, Any], path: str | None) -> str | None:

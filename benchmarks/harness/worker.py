@@ -101,9 +101,8 @@ def _run(channel: Channel, asked: Problem, group: Group, backends: list[str]) ->
     from .device import state
     from .failures import DevicePoisoned
 
-    gc.unfreeze()
     gc.collect()  # what the group before held
-    gc.freeze()  # the libraries' own million objects: each full collection while measuring would walk them again
+    gc.freeze()  # the libraries' own million objects, which each full collection from here on would walk again
     if asked.device == "cuda":
         import torch
 
