@@ -7,6 +7,7 @@ and what the levels above the seam add is counted in the tensors that they are k
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from .cases import ITEMSIZE
@@ -26,18 +27,20 @@ def shape_of(problem: Problem) -> Shape:
     from variants import Shape
 
     itemsize = ITEMSIZE[problem.dtype]
-    return Shape(
-        batch=problem.batch,
-        n_atom=problem.n_atom,
-        n_neighbor=problem.n_neighbor,
-        heads=problem.heads,
-        head_dim=problem.head_dim,
-        c_pair=problem.c_atompair,
-        live_pairs=problem.live_pairs,
-        itemsize=itemsize,
-        pair_itemsize=itemsize,
-        device=problem.device,
-    )
+    sizes = {
+        "batch": problem.batch,
+        "n_atom": problem.n_atom,
+        "n_neighbor": problem.n_neighbor,
+        "heads": problem.heads,
+        "head_dim": problem.head_dim,
+        "c_pair": problem.c_atompair,
+        "live_pairs": problem.live_pairs,
+        "itemsize": itemsize,
+        "pair_itemsize": itemsize,
+        "device": problem.device,
+    }
+    known = {field.name for field in fields(Shape)}  # the code under test may be older than a size
+    return Shape(**{name: size for name, size in sizes.items() if name in known})
 
 
 def _atom(problem: Problem) -> int:

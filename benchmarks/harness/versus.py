@@ -25,6 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from .cases import INDEX_BACKEND
 from .commits import Code
 from .device import code_hash
@@ -306,15 +308,18 @@ class Versus:
         for name in ("reason", "error"):
             if fields.get(name):
                 fields[name] = portable(fields[name].replace(f"{side.folder}{os.sep}", f"<{side.name}>{os.sep}"))
-        whole = {
+        common = {
             "run": self.run_id,
             "group": f"{self.run_id}/{cell.problem.key[:8]}-{cell.backend}-{self.rounds + 1}",
             "backend": cell.backend,
             "problem": cell.problem,
             "provenance": Provenance.model_validate(provenance),
-            **fields,
         }
-        return Record.model_validate(whole)
+        try:
+            return Record.model_validate(common | fields)
+        except ValidationError as e:
+            one.update(status="crashed", reason="the worker's result breaks the schema", error=str(e))
+            return Record.model_validate(common | {name: one[name] for name in ("status", "reason", "error")})
 
 
 def _provenance(sides: dict[str, Side], name: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
