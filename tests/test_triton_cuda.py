@@ -13,8 +13,10 @@ from torch.utils.checkpoint import checkpoint
 import variants
 from tests.seam import Seam, scattered, seam
 from tests.variant_cases import CASES, PARAMETERS, answer, errors, problem, reference
-from variants import triton_fused
+from variants import _triton_tune, _triton_tuned, triton_fused
 from variants._op import attention_reference
+from variants._triton_config import Config, Sizes
+from variants._triton_tuned import Kernel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -25,6 +27,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 ILL_CONDITIONED = {"large_offset": 20.0, "large_bias": 20.0}
 WEIGHTS = 5.0
 USUAL = (4, 32, 16)
+DIRECTIONS = ("forward", "backward")
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +105,7 @@ def hold(found: dict[str, float], dtype: torch.dtype) -> None:
 SIZES = [
     *((torch.bfloat16, size) for size in [(1, 8, 4), (3, 24, 5), (8, 32, 16), (4, 32, 64), (16, 32, 32), (16, 64, 64)]),
     *((torch.float16, size) for size in [(2, 64, 16), (1, 64, 64)]),
-    *((torch.float32, size) for size in [(3, 24, 5), (8, 32, 16)]),
+    *((torch.float32, size) for size in [(3, 24, 5), (8, 32, 16), (16, 32, 32)]),
 ]
 
 
@@ -298,3 +301,31 @@ def test_offsets_beyond_32_bits(mode: str) -> None:
         for got, exact in ((out[:, rows], want), (dq[:, rows], want_q), (dp[:, rows], want_p)):
             error = float((got.detach().double() - exact.detach()).norm() / exact.detach().norm())
             assert error <= TOLERANCE[torch.bfloat16], (rows, error)
+
+
+def test_tuning_at_first_use(monkeypatch, tmp_path) -> None:
+    """Timed on this GPU, kept in the cache folder, used from then on, and logged apart."""
+    kernels = {d: Kernel(d, "band", Sizes(torch.bfloat16, torch.bfloat16, *USUAL), _arch()) for d in DIRECTIONS}
+    pool = {d: (k.shipped(), Config(16, 16, 8, 1)) for d, k in kernels.items()}
+    monkeypatch.setattr(_triton_tune, "candidates", lambda kernel: pool[kernel.direction])
+    for name, empty in (("_tunings", []), ("_tried", set()), ("_best_here", {})):
+        monkeypatch.setattr(_triton_tune, name, empty)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(_triton_tuned.TUNED_FILE, raising=False)
+    monkeypatch.setenv(_triton_tuned.AUTOTUNE, "1")
+    _triton_tuned.forget()
+    made = on_gpu(seam(203, 61, heads=4, head_dim=32, channels=16), torch.bfloat16)
+    hold(worst(made), torch.bfloat16)
+    assert [t.kernel for t in _triton_tune.tunings()] == list(kernels.values())
+    for done in _triton_tune.tunings():
+        assert all(t.reason is None and t.ms is not None and t.ms > 0 for t in done.trials), done
+        assert _triton_tuned.config_for(done.kernel) == done.best
+    assert _triton_tune.tuning_ms() > 0
+    hold(worst(made), torch.bfloat16)
+    assert len(_triton_tune.tunings()) == 2
+    _triton_tuned.forget()
+
+
+def _arch() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor

@@ -15,11 +15,14 @@ import variants
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from tests.seam import scattered, seam
 from tests.variant_cases import CASES, answer, errors, problem, reference
-from variants import triton_fused
+from variants import _triton_bench, _triton_tune, triton_fused
 from variants._backend import UnsupportedError
 from variants._band import band_plan
 from variants._op import attention_reference
+from variants._triton_bench import GpuBench
+from variants._triton_config import Config, Sizes
 from variants._triton_launch import backward, in_order, queries_of
+from variants._triton_tuned import Kernel
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
 # Beyond the tolerance only what eager PyTorch does not reach either, in the same dtypes on the same inputs: twice and a
@@ -288,3 +291,26 @@ def test_a_band_too_large_for_a_multiprocessor_is_gathered(deterministic: bool, 
     for name in ("backward", "forward"):  # first the backward alone
         monkeypatch.setattr(triton_fused.launch, name, no_room)
         _compare(made.block, leaves, made.neighbor_idx, made.valid_mask, torch.randn(leaves[0].shape), 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["band", "holes", "gather"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_tuning_runs_every_kernel_on_inputs_of_its_own(direction, mode, monkeypatch) -> None:
+    """All but the clock and the compiler: another tile agrees with the default, and is kept if it is the faster."""
+
+    class Untimed(GpuBench):
+        def median_ms(self, config: Config) -> float:
+            return 1.0 / config.num_warps
+
+        def spills(self, config: Config) -> int:
+            return 0
+
+    torch.use_deterministic_algorithms(False)
+    kernel = Kernel(direction, mode, Sizes(torch.float32, torch.float32, 2, 16, 8), 90)
+    other = Config(1, 16, 16, 1) if mode == "gather" else Config(32, 16, 16, 1)
+    monkeypatch.setattr(_triton_tune, "candidates", lambda kernel: (kernel.shipped(), other))
+    monkeypatch.setattr(_triton_tune, "_tunings", [])
+    monkeypatch.setattr(_triton_bench, "_WINDOW", 4)
+    done = _triton_tune.tune_kernel(kernel, Untimed(kernel, "cpu", 23))
+    assert [t.reason for t in done.trials] == [None, None]
+    assert done.best == other

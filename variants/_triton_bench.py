@@ -1,4 +1,4 @@
-"""One kernel on inputs of its own on the current CUDA device: what tuning runs and times."""
+"""One kernel on inputs of its own: what tuning runs and times."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ATOMS, _PER_RESIDUE, _WINDOW = 16_384, 14, 32
 _MOST_BYTES = 1 << 30  # of p
 
 
-def band(n_atom: int) -> tuple[Tensor, Tensor]:
+def band(n_atom: int, device: str) -> tuple[Tensor, Tensor]:
     """``(neighbor_idx, valid_mask)`` of residues of 14 atoms, each seeing those less than 16 residues away."""
-    residue = torch.arange(n_atom, device="cuda") // _PER_RESIDUE
+    residue = torch.arange(n_atom, device=device) // _PER_RESIDUE
     reach = _WINDOW // 2 - 1
     start = ((residue - reach) * _PER_RESIDUE).clamp(min=0)
     stop = ((residue + reach + 1) * _PER_RESIDUE).clamp(max=n_atom)
-    slots = torch.arange((2 * reach + 1) * _PER_RESIDUE, device="cuda")
+    slots = torch.arange((2 * reach + 1) * _PER_RESIDUE, device=device)
     live = slots < (stop - start)[:, None]
     return torch.where(live, start[:, None] + slots, 0), live
 
@@ -32,21 +32,21 @@ def band(n_atom: int) -> tuple[Tensor, Tensor]:
 class GpuBench:
     """``run`` gives the kernel's results on 16,384 atoms (fewer where p would take more than 1 GiB)."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel, self.device = kernel, torch.cuda.get_device_name()
+    def __init__(self, kernel: Kernel, device: str = "cuda", n_atom: int = _ATOMS) -> None:
+        self.kernel, self.device = kernel, torch.cuda.get_device_name() if device == "cuda" else device
         sizes = kernel.sizes
         slots = (_WINDOW - 1) * _PER_RESIDUE
-        n = min(_ATOMS, _MOST_BYTES // (slots * sizes.channels * sizes.pair_dtype.itemsize))
-        gen = torch.Generator("cuda").manual_seed(0)
-        idx, live = band(n)
+        n = min(n_atom, _MOST_BYTES // (slots * sizes.channels * sizes.pair_dtype.itemsize))
+        gen = torch.Generator(device).manual_seed(0)
+        idx, live = band(n, device)
         if kernel.mode == "holes":
-            live = live & (torch.rand(live.shape, generator=gen, device="cuda") < 0.9)
+            live = live & (torch.rand(live.shape, generator=gen, device=device) < 0.9)
         elif kernel.mode == "gather":  # the same neighbours in another order, a row at a time
-            order = torch.rand(idx.shape, generator=gen, device="cuda").argsort(1)
+            order = torch.rand(idx.shape, generator=gen, device=device).argsort(1)
             idx, live = idx.gather(1, order), live.gather(1, order)
 
         def normal(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.randn(shape, generator=gen, device="cuda", dtype=dtype)
+            return torch.randn(shape, generator=gen, device=device, dtype=dtype)
 
         q, k, v, self._grad_o = (normal(1, n, sizes.heads, sizes.head_dim, dtype=sizes.dtype) for _ in range(4))
         p = normal(1, n, slots, sizes.channels, dtype=sizes.pair_dtype)
