@@ -148,3 +148,25 @@ def test_git_itself_may_be_missing(planted: Planted, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(BadRange, match="git: expected to be installed"):
         Code(planted.path, "x", planted.base, "").missing()
+
+
+def test_help_tells_a_newcomer_the_range_the_verdicts_and_the_exit_codes() -> None:
+    code, output = invoke("--help")
+    assert code == 0
+    said = " ".join(output.split())
+    for word in ("A...B", "working tree", "unresolved", "Exit code 1 exactly", "--markdown", "--budget-s", "lean"):
+        assert word in said, word
+
+
+def test_a_failure_of_the_command_itself_does_not_pass_for_a_regression(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CI that stops at exit code 1 must be able to rely on what it means."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr("benchmarks.commands.regress.between", fail)
+    result = CliRunner().invoke(app, ["regress", "HEAD~1..HEAD", "--repo", str(planted.path)])
+    assert result.exit_code == 3
+    assert "ZeroDivisionError: planted" in result.output

@@ -7,8 +7,10 @@ import functools
 import json
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +18,7 @@ from ..harness import regression
 from ..harness.cases import LEVELS, BadAxis
 from ..harness.commits import BadRange, Code, between
 from ..harness.host import Host
-from ..harness.process import ROOT
+from ..harness.process import ROOT, WorkerDied, WorkerTimeout
 from ..harness.record import Record
 from ..harness.versus import Versus
 from ..harness.versus_plan import (
@@ -30,14 +32,40 @@ from ..harness.versus_plan import (
     choose,
     problems_of,
 )
+from ..harness.workloads import WorkloadError
 from . import console as show
 from . import options as opt
 from . import regress_table as told
 
+ITSELF = 3  # the exit code of a failure of this command
 SIZES = ["512"]  # small, since every cell is gone through a hundred times
 
 
+def _told_apart(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Exit code 1 is the verdict's alone: whatever else goes wrong leaves by another."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except BadRange as e:
+            raise BadAxis(str(e)) from None
+        except (typer.Exit, BadAxis, WorkloadError):
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(opt.INTERRUPTED) from None
+        except (NothingRuns, WorkerDied, WorkerTimeout) as e:
+            print(f"error: {e}\n{getattr(e, 'stderr', '')}".rstrip(), file=sys.stderr)
+            raise typer.Exit(ITSELF) from None
+        except Exception:
+            traceback.print_exc()
+            raise typer.Exit(ITSELF) from None
+
+    return run
+
+
 @opt.reported
+@_told_apart
 def regress(
     commits: Annotated[
         str,
@@ -128,7 +156,7 @@ def regress(
     'unresolved' and no alarm. A cell that ran at A and fails at B (wrong, oom, crashed, timeout) is 'broken'.
     Commits need not be built: the packages are read from git, today's harness measures them.
 
-    Exit code 1 exactly if something regressed for certain, 2 for bad input, else 0.
+    Exit code 1 exactly if something regressed for certain; else 0; 2 for bad input, 3 if this command itself failed.
 
     Examples:
 
@@ -144,33 +172,27 @@ def regress(
         raise BadAxis(f"--markdown: expected a file's path, {markdown} is a folder")
     if not 0 < margin < 1:
         raise BadAxis(f"--margin: expected a share between 0 and 1, got {margin:g}")
-    try:
-        a, b = between(commits, repo)
-        account = _account(a, b, margin=margin)
-        if (account.missing or account.same_code) and not (same and not account.missing):
-            _tell(account, markdown, as_json=as_json)
-            return
-        with Host(threads=threads) as host:
-            chosen = opt.one_device(device, host)
-        asked = functools.partial(
-            opt.axes, workload=workload, structure=structure, atoms=atoms, window=window, k=k, heads=heads, dtype=dtype,
-            n_atom=n_atom or (None if workload or structure else SIZES), style=window_style, batch=batch,
-            device=chosen, seed=seed,
-        )  # fmt: skip
-        wanted = asked(level=level or ["attention"], mode=mode or ["fwd"])
-        if not level and not mode:
-            wanted += asked(level=["block"], mode=["fwdbwd"])
-        choose(opt.words(backend), a, b)
-        plan = Plan(
-            problems_of(wanted), opt.words(backend), budget_s=budget_s, rounds=rounds, out=opt.out_path(out),
-            threads=threads, seed=seed, argv=tuple(sys.argv),
-        )  # fmt: skip
-        account = _measure(a, b, plan, margin, as_json=as_json)
-    except BadRange as e:
-        raise BadAxis(str(e)) from None
-    except NothingRuns as e:
-        print(f"error: {e}", file=sys.stderr)
-        raise typer.Exit(opt.BAD_INPUT) from None
+    a, b = between(commits, repo)
+    account = _account(a, b, margin=margin)
+    if (account.missing or account.same_code) and not (same and not account.missing):
+        _tell(account, markdown, as_json=as_json)
+        return
+    with Host(threads=threads) as host:
+        chosen = opt.one_device(device, host)
+    asked = functools.partial(
+        opt.axes, workload=workload, structure=structure, atoms=atoms, window=window, k=k, heads=heads, dtype=dtype,
+        n_atom=n_atom or (None if workload or structure else SIZES), style=window_style, batch=batch,
+        device=chosen, seed=seed,
+    )  # fmt: skip
+    wanted = asked(level=level or ["attention"], mode=mode or ["fwd"])
+    if not level and not mode:
+        wanted += asked(level=["block"], mode=["fwdbwd"])
+    choose(opt.words(backend), a, b)
+    plan = Plan(
+        problems_of(wanted), opt.words(backend), budget_s=budget_s, rounds=rounds, out=opt.out_path(out),
+        threads=threads, seed=seed, argv=tuple(sys.argv),
+    )  # fmt: skip
+    account = _measure(a, b, plan, margin, as_json=as_json)
     _tell(account, markdown, as_json=as_json)
     raise typer.Exit(opt.FAILED if account.regressions else 0)
 
