@@ -8,7 +8,9 @@ numbers of a caller decide, and keeps the result in the file of ``_triton_tuned`
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import threading
 import time
 import warnings
@@ -21,7 +23,18 @@ import torch
 from torch import Tensor
 
 from ._triton_config import Config, Sizes
-from ._triton_tuned import AUTOTUNE, Direction, Kernel, Mode, add_tuned, autotune_asked, config_for, tuned, tuned_file
+from ._triton_tuned import (
+    AUTOTUNE,
+    TUNED_FILE,
+    Direction,
+    Kernel,
+    Mode,
+    add_tuned,
+    autotune_asked,
+    config_for,
+    tuned,
+    tuned_file,
+)
 
 if TYPE_CHECKING:
     from ._triton_inspect import Inspection
@@ -201,10 +214,18 @@ def gpu_bench(kernel: Kernel) -> Bench:
 
 def choose(direction: Direction, mode: Mode, sizes: Sizes, device: torch.device, arch: int) -> Config:
     """What to launch with: the tuned entry, or the shipped default; with autotuning on, an entry is made first."""
+    if not (os.environ.get(TUNED_FILE) or os.environ.get(AUTOTUNE)):
+        return _shipped(direction, mode, sizes, arch)
     kernel = Kernel(direction, mode, sizes, arch)
     if autotune_asked() and tuned(kernel) is None:
         return tune_at_first_use(kernel, device)
     return config_for(kernel)
+
+
+@functools.cache
+def _shipped(direction: Direction, mode: Mode, sizes: Sizes, arch: int) -> Config:
+    """Every launch asks, and most have only this to hear."""
+    return Kernel(direction, mode, sizes, arch).shipped()
 
 
 def tune_at_first_use(kernel: Kernel, device: torch.device, bench: Callable[[Kernel], Bench] = gpu_bench) -> Config:
