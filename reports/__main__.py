@@ -41,6 +41,8 @@ def main(
     try:
         others, profile_files = profiles.split([p for p in records if not _is_asv(p)])
         commits = _history([p for p in records if _is_asv(p)], strict=strict, repository=repository)
+        if commits is not None and readme_file is not None:
+            raise InputError("--readme: expected records alone, for its figure and table; got a results folder of asv")
         collection = Collection(()) if commits and not others else load(others, strict=strict)
         out.mkdir(parents=True, exist_ok=True)
         report = build(collection, title=title, folder=out, profile_files=profile_files, history=commits)

@@ -197,6 +197,10 @@ def _of_benchmark(
                (results.get_result_value, results.get_result_stats, results.get_result_samples)]  # fmt: skip
     plain = itertools.product(*([_literal(v) for v in values] for values in params))
     entries = list(zip(itertools.product(*params), plain, *columns, strict=True))
+    held = results.get_result_params(key) or []
+    if held != params:  # asv gives null for what a grid of that time did not have: nobody asked for it
+        known = set(itertools.product(*held))
+        entries = [entry for entry in entries if entry[0] in known]
     if len(entries) > 1 and all(value is None for _, _, value, _, _ in entries):
         # It broke as a whole: one row, not one of every cell that there might have been.
         entries, names = [((), (), None, None, None)], []
@@ -247,26 +251,12 @@ def _literal(text: str) -> object:
 
 def _frame(rows: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Parameters become columns; one that has the name of another column gets ``param_`` before it."""
-    taken = {
-        "machine",
-        "env",
-        "commit",
-        "date",
-        "suite",
-        "metric",
-        "unit",
-        "value",
-        "found",
-        "status",
-        "reason",
-        "samples",
-    }
     named: dict[str, str] = {}
     flat = []
     for row in rows:
         params = row.pop("params")
         for name in params:
-            named.setdefault(name, f"param_{name}" if name in taken else name)
+            named.setdefault(name, f"param_{name}" if name in row else name)
         flat.append(row | {named[name]: value for name, value in params.items()})
     return pd.DataFrame(flat), tuple(named.values())
 

@@ -15,7 +15,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 def unavailable(why: str) -> NoReturn:
     if os.environ.get("CI") == "true" or os.environ.get("REQUIRE_BROWSER") == "1":
-        pytest.fail(f"a browser is required here: {why}")
+        pytest.fail(f"required here: {why}")
     pytest.skip(why)
 
 

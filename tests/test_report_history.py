@@ -185,6 +185,36 @@ def test_a_benchmark_that_broke_as_a_whole_is_one_row(whole, spoiled):
     assert len(frame) == len(before) - len(lost) + 1
 
 
+def test_results_of_a_smaller_grid_are_not_failures(whole, spoiled):
+    """asv hands out null for a backend that a grid of that time did not have; asking for it was nobody's failure."""
+    listed = json.loads((spoiled / "benchmarks.json").read_text())
+    for benchmark in listed.values():
+        if isinstance(benchmark, dict):
+            axis = benchmark["param_names"].index("backend")
+            benchmark["params"][axis].insert(0, "'younger'")
+    (spoiled / "benchmarks.json").write_text(json.dumps(listed))
+    found = asv_results.read([spoiled])
+    assert found.rejected == ()
+    keys = ["machine", "commit", "benchmark", "cell", "value", "found"]
+    pd.testing.assert_frame_equal(found.frame[keys], whole.frame[keys])
+
+
+def test_a_parameter_that_has_the_name_of_a_column_keeps_both(spoiled, whole):
+    (spoiled / "benchmarks.json").write_text((spoiled / "benchmarks.json").read_text().replace('"mode"', '"source"'))
+    frame = asv_results.read([spoiled]).frame
+    assert set(frame["param_source"]) == {"fwd", "fwdbwd"}
+    assert set(frame["source"]) == set(whole.frame["source"])
+
+
+def test_readme_takes_records_alone(plain, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results:begin -->\nheld\n<!-- results:end -->\n")
+    result = report(plain, out=tmp_path / "out", readme=str(readme))
+    assert result.exit_code == 2
+    assert "--readme: expected records alone" in result.output
+    assert "held" in readme.read_text()
+
+
 def test_the_table_holds_what_asv_holds(plain, whole):
     """Against asv's own reading of one file: values, statistics and samples, cell by cell."""
     frame = whole.frame
