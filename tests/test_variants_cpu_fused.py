@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import platform
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +42,10 @@ def test_any_band_of_any_shape(problem) -> None:
     inputs, weights, idx, mask, _ = problem
     inputs, weights = [x.float() for x in inputs], [x.float() for x in weights]
     got, ref = answers("cpu_fused", inputs, weights, idx, mask, eps=0.1)
-    scale = max(float(x.norm()) for name, x in ref.items() if name.startswith("dp"))
+    # dS is a difference that may cancel to nothing (with one live slot it is 0), at the size of dV's terms
+    terms = 0.1 * float(ref["dV"].norm())
     for name, x in got.items():
-        assert float((x - ref[name]).norm()) < 2e-5 * max(float(ref[name].norm()), scale, 1.0), name
+        assert float((x - ref[name]).norm()) < 2e-5 * max(float(ref[name].norm()), terms, 1.0), name
 
 
 @pytest.mark.parametrize("channels", [16, 5])
@@ -178,14 +181,20 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
     folder.rmdir()
 
 
-def test_plain_vectors_give_the_same_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled for the oldest processor of this kind, without the instructions that this one has."""
-    flags = tuple(f for f in _cpu_library._FLAGS if not f.startswith("-march"))
-    monkeypatch.setattr(_cpu_library, "_FLAGS", (*flags, "-O1"))
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are x86's")
+@pytest.mark.parametrize("instructions", [(), ("-mavx2", "-mfma")], ids=["sse2", "avx2"])
+def test_narrower_vectors_give_the_same_answers(
+    instructions: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled for older processors: four and eight lanes where this one may have sixteen."""
+    if instructions and not torch.cpu._is_avx2_supported():
+        pytest.skip("this processor has no AVX2")
+    flags = tuple(f for f in _cpu_library._FLAGS if f != "-O3" and not f.startswith("-march"))
+    monkeypatch.setattr(_cpu_library, "_FLAGS", (*flags, "-O1", *instructions))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_fused, "library", _cpu_library.library.__wrapped__)
+    monkeypatch.setattr(cpu_fused, "library", functools.cache(_cpu_library.library.__wrapped__))
     for channels in (16, 5):
-        made = seam(101, 37, batch=2, item_masks=True, channels=channels)
+        made = seam(101, 37, batch=2, item_masks=True, heads=4, head_dim=20, channels=channels)
         assert max(seam_errors("cpu_fused", made, backward=True).values()) < 2e-5
 
 

@@ -14,8 +14,8 @@ constexpr float LN_2 = 0.693147181f;
 
 // One thread's scratch beside the forward's, and its sums.
 struct BackwardScratch : Scratch {
-  float *grads, *delta, *scaled;  // [H, TILE, Dp], [H, TILE], [H, 16] of dS·rstd
-  float *moment, *dk, *dv;        // [H, C, 16] lanes still apart, then [H, span + SUM_ROWS, Dp] twice
+  float *grads, *delta, *scaled;  // [H, TILE, Dp], [H, TILE], [H, LANES] of dS·rstd
+  float *moment, *dk, *dv;        // [H, C, LANES], lanes still apart, then [H, span + SUM_ROWS, Dp] twice
 
   static index_t floats(const Call& c) {
     return Scratch::floats(c) + c.heads * TILE * padded_dim(c) + round_up(c.heads * TILE, LANES) +
@@ -38,7 +38,7 @@ static inline void weights_of_row(float* row, index_t from, index_t to, float ls
   for (index_t j = from; j < to; j += LANES) store(row + j, exp2v(load(row + j) - lse));
 }
 
-// Sixteen slots of a row: dS·rstd by head to `scaled`, 0 in dead slots, and u. x comes back centred, with its mean.
+// LANES slots of a row: dS·rstd by head to `scaled`, 0 in dead slots, and u. x comes back centred, with its mean.
 template <int C, class T>
 static inline vec pair_factors(const Call& c, const T* p, index_t count, ivec live, const float* ds,
                                index_t head_stride, const float* weight, float* scaled, vec* x, vec& mean) {
@@ -53,34 +53,45 @@ static inline vec pair_factors(const Call& c, const T* p, index_t count, ivec li
   return t * rstd * rstd * (1.f / c.channels);
 }
 
-// dp and the moment of sixteen slots, slot by slot: a slot's sixteen channels are one vector, and so is a row of W.
+// dp and the moment of LANES slots, slot by slot: a slot's channels are VECS vectors, and so is a row of W.
 // H: the heads, where the compiler may know them; else 0.
 template <int H>
 static inline void pair_gradient(const Call& c, const float* p, const uint8_t* mask, index_t count,
                                  const float* weight, const float* scaled, vec u, vec mean, float* dp, float* moment) {
+  constexpr int VECS = CHANNELS / LANES, HEAD = CHANNELS * LANES;
   const index_t heads = H ? H : c.heads;
   float shift[LANES], centre[LANES];
   store(shift, u), store(centre, mean);
-  vec w[H ? H : 1], sums[H ? H : 1];
+  vec w[H ? H : 1][VECS], sums[H ? H : 1][VECS];
 #pragma GCC unroll 8
-  for (int h = 0; h < H; ++h) w[h] = load(weight + h * LANES), sums[h] = load(moment + h * LANES * LANES);
+  for (int h = 0; h < H; ++h)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECS; ++v) {
+      w[h][v] = load(weight + h * CHANNELS + v * LANES);
+      sums[h][v] = load(moment + h * HEAD + v * LANES);
+    }
   for (index_t j = 0; j < std::min<index_t>(count, LANES); ++j) {
     if (mask && !mask[j]) {
-      if (dp) store(dp + j * LANES, vec{});
+      if (dp) std::fill(dp + j * CHANNELS, dp + (j + 1) * CHANNELS, 0.f);
       continue;
     }
-    vec x = load(p + j * LANES) - centre[j], dx = -shift[j] * x;
+#pragma GCC unroll 4
+    for (int v = 0; v < VECS; ++v) {
+      vec x = load(p + j * CHANNELS + v * LANES) - centre[j], dx = -shift[j] * x;
 #pragma GCC unroll 8
-    for (index_t h = 0; h < heads; ++h) {
-      float g = scaled[h * LANES + j];
-      dx += g * (H ? w[h] : load(weight + h * LANES));
-      if (H) sums[h] += g * x;
-      else store(moment + h * LANES * LANES, load(moment + h * LANES * LANES) + g * x);
+      for (index_t h = 0; h < heads; ++h) {
+        float g = scaled[h * LANES + j], *sum = moment + h * HEAD + v * LANES;
+        dx += g * (H ? w[h][v] : load(weight + h * CHANNELS + v * LANES));
+        if (H) sums[h][v] += g * x;
+        else store(sum, load(sum) + g * x);
+      }
+      if (dp) store(dp + j * CHANNELS + v * LANES, dx);
     }
-    if (dp) store(dp + j * LANES, dx);
   }
 #pragma GCC unroll 8
-  for (int h = 0; h < H; ++h) store(moment + h * LANES * LANES, sums[h]);
+  for (int h = 0; h < H; ++h)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECS; ++v) store(moment + h * HEAD + v * LANES, sums[h][v]);
 }
 
 static inline void narrow(float x, float* to) { *to = x; }
@@ -128,7 +139,7 @@ static void pair_row(const Call& c, index_t b, index_t row, const float* ds, ind
     ivec live = live_slots(set, end - slot);
     vec u = pair_factors<C>(c, from, end - slot, live, ds, head_stride, weight, s.scaled, x, mean);
     T* to = dp ? dp + slot * c.channels : nullptr;
-    if constexpr (C == LANES && sizeof(T) == 4) {
+    if constexpr (C == CHANNELS && sizeof(T) == sizeof(float)) {
       if (c.heads == 4) pair_gradient<4>(c, from, set, end - slot, weight, s.scaled, u, mean, to, s.moment);
       else pair_gradient<0>(c, from, set, end - slot, weight, s.scaled, u, mean, to, s.moment);
     } else {
@@ -237,7 +248,7 @@ static void add_threads(const Call& c, index_t b, index_t atom, float* const* dk
   }
 }
 
-// lanes [H, C, 16] summed over their lanes; or, where a slot's channels are the lanes, [H, 16, 16] of which row 0 counts.
+// lanes [H, C, LANES] summed over their lanes; or, where a slot's channels are the lanes, the first C of each head.
 static void add_moment(const Call& c, const float* lanes, bool lanes_are_channels) {
   for (index_t h = 0; h < c.heads; ++h)
     for (index_t i = 0; i < c.channels; ++i) {
@@ -282,6 +293,6 @@ static void backward(const Call& c) {
 #pragma omp for schedule(static)
       for (index_t atom = 0; atom < c.atoms; ++atom) add_threads(c, b, atom, dk.data(), dv.data(), chunks.data());
     }
-    for (index_t i = 0; i < c.threads; ++i) add_moment(c, moments[i], C == LANES && sizeof(T) == 4);
+    for (index_t i = 0; i < c.threads; ++i) add_moment(c, moments[i], C == CHANNELS && sizeof(T) == sizeof(float));
   }
 }

@@ -60,7 +60,7 @@ static void add_products(const Call& c, const Tile& t, const float* queries, con
 // Set the columns of a tile's row that lie outside [from, to) to 0.
 static void clear_outside(float* row, index_t from, index_t to, index_t columns) {
   std::fill(row, row + from, 0.f);
-  std::fill(row + to, row + round_up(columns, LANES) + LANES, 0.f);
+  std::fill(row + to, row + round_up(columns, LANES) + MARGIN, 0.f);
 }
 
 // One row of scores in columns [from, to) becomes exp(s − max); returns the sum and the maximum.

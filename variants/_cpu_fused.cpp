@@ -22,15 +22,15 @@ extern "C" int64_t work_floats(const Call* c, int32_t with_gradient) {
 }
 
 extern "C" void run_forward(const Call* c) {
-  bool usual = c->channels == LANES;
-  if (c->pair_is_bfloat16) usual ? forward<LANES, uint16_t>(*c) : forward<0, uint16_t>(*c);
-  else usual ? forward<LANES, float>(*c) : forward<0, float>(*c);
+  bool usual = c->channels == CHANNELS;
+  if (c->pair_is_bfloat16) usual ? forward<CHANNELS, uint16_t>(*c) : forward<0, uint16_t>(*c);
+  else usual ? forward<CHANNELS, float>(*c) : forward<0, float>(*c);
 }
 
 extern "C" void run_backward(const Call* c) {
-  bool usual = c->channels == LANES;
+  bool usual = c->channels == CHANNELS;
   size_t pairs = (size_t)c->batch * c->atoms * c->slots * c->channels;
   if (c->dp) advise_large_pages(c->dp, pairs * (c->pair_is_bfloat16 ? 2 : 4));
-  if (c->pair_is_bfloat16) usual ? backward<LANES, uint16_t>(*c) : backward<0, uint16_t>(*c);
-  else usual ? backward<LANES, float>(*c) : backward<0, float>(*c);
+  if (c->pair_is_bfloat16) usual ? backward<CHANNELS, uint16_t>(*c) : backward<0, uint16_t>(*c);
+  else usual ? backward<CHANNELS, float>(*c) : backward<0, float>(*c);
 }

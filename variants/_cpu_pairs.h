@@ -1,4 +1,4 @@
-// LayerNorm and projection of pairs, sixteen slots of a row at a time.
+// LayerNorm and projection of pairs, LANES slots of a row at a time.
 #pragma once
 
 #include "_cpu_tiles.h"
@@ -13,24 +13,28 @@ static inline float widen(float x) { return x; }
 
 constexpr index_t AHEAD = 16 << 10;  // bytes of p to ask for early: the processor's own prefetch stops at pages
 
-// Sixteen slots by channel: x[c] becomes channel c of each, 0 beyond `count`.
+constexpr int CHANNELS = 16;  // the usual number, which has a way of its own: its pairs stay in registers
+
+// Slots by channel: x[c] becomes channel c of LANES slots, 0 beyond `count`.
 // C: the channels where the compiler may know them, so that x stays in registers; else 0.
 template <int C, class T>
 static inline void read_slots(const T* p, index_t count, index_t channels, vec* x) {
-  if constexpr (C == LANES && sizeof(T) == sizeof(float)) {
-    float padded[LANES * LANES];
+  if constexpr (C == CHANNELS && sizeof(T) == sizeof(float)) {
+    float padded[LANES * CHANNELS];
     const float* from = p;
     if (count < LANES) {
       std::memset(padded, 0, sizeof padded);
-      std::memcpy(padded, p, count * LANES * sizeof(float));
+      std::memcpy(padded, p, count * CHANNELS * sizeof(float));
       from = padded;
     }
 #pragma GCC unroll 16
-    for (int j = 0; j < LANES; ++j) {
-      x[j] = load(from + j * LANES);
-      __builtin_prefetch((const char*)(p + j * LANES) + AHEAD);
+    for (int part = 0; part < CHANNELS; part += LANES) {
+#pragma GCC unroll 16
+      for (int j = 0; j < LANES; ++j) x[part + j] = load(from + j * CHANNELS + part);
+      transpose(x + part);
     }
-    transpose(x);
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; ++j) __builtin_prefetch((const char*)(p + j * CHANNELS) + AHEAD);
   } else {
     for (index_t c = 0; c < channels; ++c) {
       float at[LANES] = {};
@@ -72,7 +76,7 @@ static inline vec project(const vec* x, const float* weight, index_t channels) {
   return even + odd;
 }
 
-// Which of sixteen slots are live: the first `count`, and of those the mask's.
+// Which of LANES slots are live: the first `count`, and of those the mask's.
 static inline ivec live_slots(const uint8_t* mask, index_t count) {
   ivec live = first_lanes(count);
   if (mask) {
@@ -85,8 +89,8 @@ static inline ivec live_slots(const uint8_t* mask, index_t count) {
   return live;
 }
 
-// scores[h][row − first][atom − origin] = scale · bias of every slot inside the hull, −inf where it is dead; up to 15
-// columns behind the hull are −inf too. weight is scaled already.
+// scores[h][row − first][atom − origin] = scale · bias of every slot inside the hull, −inf where it is dead; up to
+// LANES − 1 columns behind the hull are −inf too. weight is scaled already.
 template <int C, class T>
 static inline void bias_of_row(const Call& c, const T* p, const uint8_t* mask, index_t row, const float* weight,
                                float* scores, index_t head_stride, vec* scratch) {

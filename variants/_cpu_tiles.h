@@ -7,7 +7,7 @@ constexpr index_t TILE = 24;  // query rows of a tile: a multiple of both row bl
 #if defined(__AVX512F__)
 constexpr int SCORE_ROWS = 6, SCORE_BLOCKS = 4, SUM_ROWS = 12;  // accumulators fill 24 of 32 registers
 #else
-constexpr int SCORE_ROWS = 3, SCORE_BLOCKS = 2, SUM_ROWS = 3;  // ... 12 of 16, LANES being two registers
+constexpr int SCORE_ROWS = 6, SCORE_BLOCKS = 2, SUM_ROWS = 6;  // ... 12 of 16
 #endif
 
 // Everything is contiguous; Q, K, V, O and their gradients are float [B, N, H, D].
@@ -69,15 +69,18 @@ struct Chunk {
   index_t sum_floats(const Call& c) const { return c.heads * (span() + SUM_ROWS) * padded_dim(c); }
 };
 
-// Floats between two rows of scores: room for any tile's columns and one vector beyond; no multiple of a page.
+constexpr index_t MARGIN = 16;  // columns of zeros behind a tile's last: a vector's, or what fills a block of rows
+static_assert(MARGIN >= LANES && MARGIN >= SUM_ROWS && TILE % SCORE_ROWS == 0 && TILE % SUM_ROWS == 0);
+
+// Floats between two rows of scores: room for any tile's columns and the margin; no multiple of a page.
 static index_t score_stride(const Call& c) {
-  index_t wide = round_up(c.slots + 2 * TILE + LANES, LANES) + 2 * LANES;
-  return wide % 256 == 0 ? wide + LANES : wide;
+  index_t wide = round_up(c.slots + 2 * TILE + LANES, LANES) + 2 * MARGIN;
+  return wide % 256 == 0 ? wide + MARGIN : wide;
 }
 
 static index_t key_blocks(const Call& c) { return (c.atoms + LANES - 1) / LANES; }
 
-// x [N, H, D] as blocks of 16 atoms, [H, blocks, D, 16]: what a score product reads in order.
+// x [N, H, D] as blocks of atoms, [H, blocks, D, LANES]: what a score product reads in order.
 static void pack_columns(const Call& c, const float* x, float* packed, index_t block) {
   for (index_t h = 0; h < c.heads; ++h) {
     float* to = packed + (h * key_blocks(c) + block) * c.dim * LANES;
@@ -89,7 +92,7 @@ static void pack_columns(const Call& c, const float* x, float* packed, index_t b
   }
 }
 
-// Sixteen atoms of x [N, H, D] as [H, N, Dp], 0 in the padding.
+// One block's atoms of x [N, H, D] as [H, N, Dp], 0 in the padding.
 static void pack_rows(const Call& c, const float* x, float* packed, index_t block) {
   index_t width = padded_dim(c);
   for (index_t atom = block * LANES; atom < std::min(c.atoms, (block + 1) * LANES); ++atom)
@@ -100,7 +103,7 @@ static void pack_rows(const Call& c, const float* x, float* packed, index_t bloc
     }
 }
 
-// finish(r, j, Σ_d q[r][d] · columns[j][d]) for SCORE_ROWS rows of `width` floats and BLOCKS blocks of 16 columns.
+// finish(r, j, Σ_d q[r][d] · columns[j][d]) for SCORE_ROWS rows of `width` floats and BLOCKS blocks of columns.
 template <int BLOCKS, class Finish>
 static inline void score_block(const float* q, index_t width, const float* columns, index_t dim, const Finish& finish) {
   vec sums[SCORE_ROWS][BLOCKS] = {};
@@ -140,7 +143,7 @@ static inline void score_product(const float* q, index_t width, const float* col
   }
 }
 
-// sums[r] = Σ_m weights[r·row + m·step] · x[m][0:16·VECS] over m < count; finish(r, vector, sum).
+// sums[r] = Σ_m weights[r·row + m·step] · x[m][0:LANES·VECS] over m < count; finish(r, vector, sum).
 template <int ROWS, int VECS, class Start, class Finish>
 static inline void sum_block(const float* weights, index_t row, index_t step, const float* x, index_t width,
                              index_t count, const Start& start, const Finish& finish) {

@@ -1,4 +1,4 @@
-// Sixteen floats at a time, in the vector extensions of GCC and clang: no intrinsics, so any instruction set will do.
+// One register of floats at a time, in the vector extensions of GCC and clang: no intrinsics, so any processor will do.
 #pragma once
 
 #include <algorithm>
@@ -6,10 +6,17 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 using index_t = int64_t;
 
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -21,10 +28,15 @@ static inline void store(float* x, vec v) { *(vec_at*)x = v; }
 static inline vec splat(float x) { return x - vec{}; }
 static inline index_t round_up(index_t n, index_t to) { return (n + to - 1) / to * to; }
 
-static const ivec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+template <int... I>
+static inline ivec lane_numbers(std::integer_sequence<int, I...>) {
+  return ivec{I...};
+}
 
 // All ones in the first n lanes.
-static inline ivec first_lanes(index_t n) { return LANE < (ivec{} + (int32_t)n); }
+static inline ivec first_lanes(index_t n) {
+  return lane_numbers(std::make_integer_sequence<int, LANES>()) < (ivec{} + (int32_t)n);
+}
 
 static inline vec larger(vec a, vec b) { return b > a ? b : a; }  // a where b is NaN
 
@@ -67,32 +79,24 @@ static inline vec exp2v(vec x) {
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, ivec{__VA_ARGS__})
 #endif
 
-// x[i][j] <-> x[j][i], by exchanging off-diagonal blocks of 8, 4, 2 and 1.
-static inline void transpose(vec x[LANES]) {
-#define EXCHANGE(step, i, low, high)                        \
-  {                                                         \
-    vec a = x[i], b = x[i + step];                          \
-    x[i] = SHUFFLE(a, b, low);                              \
-    x[i + step] = SHUFFLE(a, b, high);                      \
+// Of two rows that are `STEP` apart: exchange the lanes of a with bit STEP set and those of b without it.
+template <int STEP, int... I>
+static inline void exchange(vec& a, vec& b, std::integer_sequence<int, I...>) {
+  vec low = SHUFFLE(a, b, (I & STEP ? LANES + I - STEP : I)...);
+  b = SHUFFLE(a, b, (I & STEP ? LANES + I : I + STEP)...);
+  a = low;
+}
+
+// x[i][j] <-> x[j][i], by exchanging off-diagonal blocks of half the lanes, a quarter, ... 1.
+template <int STEP = LANES / 2>
+static inline void transpose(vec* x) {
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES / 2; ++i) {
+    vec* row = x + i / STEP * 2 * STEP + i % STEP;
+    exchange<STEP>(row[0], row[STEP], std::make_integer_sequence<int, LANES>());
   }
-#define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
-#define LOW4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
-#define HIGH4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
-#define LOW2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
-#define HIGH2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
-#define LOW1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
-#define HIGH1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
-#pragma GCC unroll 16
-  for (int i = 0; i < 8; ++i) EXCHANGE(8, i, LOW8, HIGH8)
-#pragma GCC unroll 16
-  for (int i = 0; i < 8; ++i) EXCHANGE(4, (i & 4) * 2 + (i & 3), LOW4, HIGH4)
-#pragma GCC unroll 16
-  for (int i = 0; i < 8; ++i) EXCHANGE(2, (i & 6) * 2 + (i & 1), LOW2, HIGH2)
-#pragma GCC unroll 16
-  for (int i = 0; i < 8; ++i) EXCHANGE(1, i * 2, LOW1, HIGH1)
-#undef EXCHANGE
+  if constexpr (STEP > 1) transpose<STEP / 2>(x);
 }
