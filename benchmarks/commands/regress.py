@@ -262,6 +262,11 @@ class Progress(Listener):
         if not isinstance(self.status, contextlib.nullcontext):
             self.status.update(f"{cell.backend}: {show.title(cell.problem)}")
 
+    def dropped(self, cell: Cell) -> None:
+        self.out.print(
+            f"  too slow for more rounds in this budget: {cell.backend}: {show.title(cell.problem)}", markup=False
+        )
+
     def recorded(self, records: list[Record]) -> None:
         for record in records:
             if record.status not in ("ok", "unsupported"):

@@ -12,7 +12,6 @@ Every round of a cell leaves two records in one write, which share a group and p
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import shutil
@@ -20,49 +19,34 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from .cases import INDEX_BACKEND
 from .commits import Code
-from .device import code_hash
 from .measure import Options
 from .process import Event, WorkerDied, WorkerTimeout
-from .record import Provenance, Record, Timing, append
-from .regression import MARK
+from .record import Record, append
 from .side import Side
-from .statistics import median_interval
-from .sweep import portable
-from .versus_plan import AIMED_ROUNDS, LEAN, SIDES, Cell, Listener, NothingRuns, NoTime, Plan, choose
+from .versus_plan import (
+    AIMED_ROUNDS,
+    ENOUGH_ROUNDS,
+    LEAN,
+    LEAST_BLOCKS,
+    MOST_BLOCKS,
+    SIDES,
+    Cell,
+    Listener,
+    NoTime,
+    Plan,
+    Trial,
+    choose,
+)
+from .versus_records import pair_of, timing_of
 
-LEAST_BLOCKS, MOST_BLOCKS = 2, 25
 FIRST_GATE_PAIRS, LATER_GATE_PAIRS = 1 << 17, 1 << 14
 MEMORY_ROUNDS = 2  # allocators keep the same accounts in every process
-
-
-@dataclass
-class Trial:
-    """A cell in one round: what each side answered when it was opened, its samples, and how it ended."""
-
-    cell: Cell
-    ready: dict[str, Event] = field(default_factory=dict)
-    found: dict[str, dict[str, Any]] = field(default_factory=dict)
-    samples: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    blocks: int = 0
-
-    @property
-    def going(self) -> bool:
-        """Open on both sides, and neither has failed."""
-        return len(self.ready) == len(SIDES) and not self.found
-
-    @property
-    def died(self) -> bool:
-        """Whether a process ended in it."""
-        return any(one.get("died") for one in self.found.values())
 
 
 class Versus:
@@ -146,10 +130,22 @@ class Versus:
             while left:  # a process that died takes the others' open state along: those begin again without its cell
                 left = self._together(sides, left)
         self.rounds += 1
-        price_s = time.monotonic() - started - self._sampling_s
+        self._share(time.monotonic() - started - self._sampling_s, [cell for cell in cells if not cell.over])
+
+    def _share(self, price_s: float, cells: list[Cell]) -> None:
+        """Plan the next round, after one that took ``price_s`` beside its samples: where the budget does not hold as
+        many rounds as a verdict needs, the most expensive cells have had theirs; then what is left for samples."""
+        left_s = self._deadline - time.monotonic()
+        needed = max(min(ENOUGH_ROUNDS, self.plan.rounds) - self.rounds, 1)
+        shared_s = price_s - sum(cell.price_s for cell in cells)
+        cells.sort(key=lambda cell: cell.least_s)
+        while len(cells) > 1 and needed * (shared_s + sum(cell.least_s for cell in cells)) > left_s:
+            dropped = cells.pop()
+            dropped.over = True
+            price_s -= dropped.price_s
+            self.listener.dropped(dropped)
         rounds = max(min(AIMED_ROUNDS, self.plan.rounds) - self.rounds, 1)
-        left_s = (self._deadline - time.monotonic()) / rounds - price_s
-        self._share_s = max(left_s, 0.0) / max(sum(not cell.over for cell in cells), 1)
+        self._share_s = max(left_s / rounds - price_s, 0.0) / max(len(cells), 1)
 
     # -- a problem in a round ----------------------------------------------------------------------
 
@@ -183,16 +179,19 @@ class Versus:
 
     def _opened(self, sides: dict[str, Side], trial: Trial) -> bool:
         """Open a cell on both sides; whether a process died of it."""
-        if time.monotonic() >= self._deadline:
+        started = time.monotonic()
+        if started >= self._deadline:
             raise NoTime
         self.listener.cell(trial.cell)
         for name in self._draw.sample(SIDES, 2):
             answer = self._open(sides[name], trial.cell)
             (trial.ready if answer["event"] == "ready" else trial.found)[name] = answer
+        trial.cell.price_s = time.monotonic() - started
         return trial.died
 
     def _end(self, sides: dict[str, Side], trial: Trial, *, timed: bool = True) -> None:
         """Close what is open, pair the samples, record."""
+        started = time.monotonic()
         for name in SIDES:
             if name in trial.found:
                 continue
@@ -207,8 +206,9 @@ class Versus:
             trial.found[name] = self._ask(sides[name], trial.cell, "close", "cell", limit_s=limit_s)
         if timed and trial.samples["b"] and all(one["status"] == "ok" for one in trial.found.values()):
             for name, taken in trial.samples.items():
-                timing = _timing(taken, trial.cell.calls, trial.ready[name]["cache"])
+                timing = timing_of(taken, trial.cell.calls, trial.ready[name]["cache"])
                 trial.found[name] = trial.found[name] | {"timing": timing}
+        trial.cell.price_s += time.monotonic() - started
         self._record(sides, trial.cell, trial.found)
 
     def _open(self, side: Side, cell: Cell) -> Event:
@@ -285,8 +285,7 @@ class Versus:
 
     def _record(self, sides: dict[str, Side], cell: Cell, found: dict[str, dict[str, Any]]) -> None:
         """Both sides of this round in one write."""
-        where = {name: _provenance(sides, name, found) for name in SIDES}
-        records = [self._as_record(sides[name], cell, found[name], where[name]) for name in SIDES]
+        records = pair_of(sides, cell, found, self.plan, self.run_id, self.rounds + 1)
         for name, one in found.items():
             if one["status"] != "ok":
                 cell.failures[name].append(one["status"])
@@ -295,53 +294,3 @@ class Versus:
             append(self.plan.out, records)
         self.records += records
         self.listener.recorded(records)
-
-    def _as_record(self, side: Side, cell: Cell, one: dict[str, Any], known: dict[str, Any]) -> Record:
-        mark = {"side": side.name, "round": self.rounds + 1, **{name: code.short for name, code in self.codes.items()}}
-        provenance = known | {
-            "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "argv": [portable(word) for word in self.plan.argv],
-            "seed": self.plan.seed,
-            "environment": known["environment"] | {MARK: mark, "load_1min": os.getloadavg()[0]},
-        }
-        fields = {k: v for k, v in one.items() if k not in ("backend", "event", "died")}
-        for name in ("reason", "error"):
-            if fields.get(name):
-                fields[name] = portable(fields[name].replace(f"{side.folder}{os.sep}", f"<{side.name}>{os.sep}"))
-        common = {
-            "run": self.run_id,
-            "group": f"{self.run_id}/{cell.problem.key[:8]}-{cell.backend}-{self.rounds + 1}",
-            "backend": cell.backend,
-            "problem": cell.problem,
-            "provenance": Provenance.model_validate(provenance),
-        }
-        try:
-            return Record.model_validate(common | fields)
-        except ValidationError as e:
-            one.update(status="crashed", reason="the worker's result breaks the schema", error=str(e))
-            return Record.model_validate(common | {name: one[name] for name in ("status", "reason", "error")})
-
-
-def _provenance(sides: dict[str, Side], name: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A side that could not describe itself stands on the other's machine, with code of its own."""
-    side = sides[name]
-    if side.provenance is not None:
-        return side.provenance
-    other = next((one.provenance for one in sides.values() if one.provenance is not None), None)
-    if other is None:
-        raise NothingRuns("; ".join(f"no process of {side} comes up: {one['reason']}" for side, one in found.items()))
-    return other | {"commit": side.code.commit, "dirty": side.code.dirty, "code": code_hash(side.folder)}
-
-
-def _timing(samples: list[float], calls: int, cache: str) -> Timing:
-    interval = median_interval(samples)
-    return Timing(
-        samples_ms=samples,
-        calls_per_sample=calls,
-        median_ms=interval.median,
-        ci_low_ms=interval.median if interval.low is None else interval.low,
-        ci_high_ms=interval.median if interval.high is None else interval.high,
-        half_width=None,
-        stop="maximum" if len(samples) == MOST_BLOCKS else "budget",
-        cache=cache,  # type: ignore[arg-type]
-    )

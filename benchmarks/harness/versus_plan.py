@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .cases import Axes, BadAxis, resolve
 from .commits import Code
@@ -15,7 +16,8 @@ from .sweep import work
 
 SIDES = ("a", "b")
 LEAN = "lean"  # on the axis of backends: all that run no compiler
-AIMED_ROUNDS, MOST_ROUNDS = 6, 10
+LEAST_BLOCKS, MOST_BLOCKS = 2, 25
+ENOUGH_ROUNDS, AIMED_ROUNDS, MOST_ROUNDS = 4, 6, 10
 TRIES = 2  # a side that failed gets another process before the failure is believed
 
 
@@ -44,7 +46,13 @@ class Cell:
     failures: dict[str, list[str]] = field(default_factory=lambda: {side: [] for side in SIDES})
     calls: int = 0  # of one sample, once they are known
     seconds: float = 0.0  # that the slower side's sample takes
+    price_s: float = 0.0  # what a round of it took, samples not counted
     over: bool = False
+
+    @property
+    def least_s(self) -> float:
+        """What a round of it will take at least."""
+        return self.price_s + 2 * LEAST_BLOCKS * self.seconds
 
     def learn(self, ready: Iterable[Event]) -> None:
         """Both sides take as many calls a sample, those of the side that needs more."""
@@ -59,6 +67,27 @@ class Cell:
                 self.over = True
 
 
+@dataclass
+class Trial:
+    """A cell in one round: what each side answered when it was opened, its samples, and how it ended."""
+
+    cell: Cell
+    ready: dict[str, Event] = field(default_factory=dict)
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    blocks: int = 0
+
+    @property
+    def going(self) -> bool:
+        """Open on both sides, and neither has failed."""
+        return len(self.ready) == len(SIDES) and not self.found
+
+    @property
+    def died(self) -> bool:
+        """Whether a process ended in it."""
+        return any(one.get("died") for one in self.found.values())
+
+
 class Listener:
     """What a run tells while it goes on; every method may be left as it is."""
 
@@ -67,6 +96,8 @@ class Listener:
     def round(self, number: int) -> None: ...
 
     def cell(self, cell: Cell) -> None: ...
+
+    def dropped(self, cell: Cell) -> None: ...
 
     def recorded(self, records: list[Record]) -> None: ...
 
