@@ -15,6 +15,7 @@ from reports.load import MODE_WORDS, SHORT_DTYPE
 from reports.table import Column, Table, Td, long, missing, name, num, text
 
 LISTED = 400
+CARDS = 20  # so few rows are cards on a narrow screen
 _ALONE = "one commit alone on a side: one noisy run looks like this"
 PARAM_WORDS = {"n_atom": "N", "window": "W", "k": "K"}
 
@@ -93,7 +94,8 @@ def steps(h: History) -> Table:
     ]  # fmt: skip
     note = ("Levels of asv's step detection that differ by 5% or more, by more than their scatter and than asv's "
             "intervals at the step; a bump of a few commits may be passed over.")  # fmt: skip
-    return Table("h-steps", "Steps", columns, rows, note + _cut(len(ordered), "steps.csv"))
+    return Table("h-steps", "Steps", columns, rows, note + _cut(len(ordered), "steps.csv"),
+                 cards=len(rows) <= CARDS)  # fmt: skip
 
 
 def side_by_side(h: History) -> Table:
