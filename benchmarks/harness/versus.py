@@ -136,7 +136,7 @@ class Versus:
         """Plan the next round, after one that took ``price_s`` beside its samples: where the budget does not hold as
         many rounds as a verdict needs, the most expensive cells have had theirs; then what is left for samples."""
         left_s = self._deadline - time.monotonic()
-        needed = max(min(ENOUGH_ROUNDS, self.plan.rounds) - self.rounds, 1)
+        needed = max(min(ENOUGH_ROUNDS, self.plan.rounds) - self.rounds, 0)
         shared_s = price_s - sum(cell.price_s for cell in cells)
         cells.sort(key=lambda cell: cell.least_s)
         while len(cells) > 1 and needed * (shared_s + sum(cell.least_s for cell in cells)) > left_s:
