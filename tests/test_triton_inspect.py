@@ -29,6 +29,8 @@ HALF = [
     ("forward", 80, "bfloat16", (16, 64, 64)),
     ("forward, holes", 90, "bfloat16", (1, 8, 4)),
     ("forward, holes", 100, "bfloat16", (4, 32, 64)),
+    ("forward, holes", 100, "float16", (8, 64, 16)),
+    ("forward", 90, "float16", (3, 24, 5)),
     ("backward", 80, "bfloat16", (8, 16, 16)),
     ("backward", 90, "bfloat16", (4, 32, 32)),
 ]

@@ -78,8 +78,12 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
         if arch < 90 or wide > 128:
             return Config(16, 16, 8, 1 if arch < 90 else 2)
         return Config(16, 16, 4, 2, None if arch < 100 else 255)
+    # told that it may take all registers, the compiler does not spill a few to fit one more program
     if padded["HP"] * padded["CP"] <= 256 and wide < 512:
-        return Config(16, 16, 4, 3)
+        unaligned = sizes.pair_dtype == torch.float16 and sizes.channels != pow2(sizes.channels)
+        return Config(16, 16, 4, 3, 255 if unaligned else None)
+    if padded["CP"] == 16:
+        return Config(16, 16, 8, 2, 255 if arch >= 100 else None)
     return Config(16, 16, 8, 2 if padded["DH"] * padded["HP"] * padded["CP"] < 2**15 else 1)
 
 
