@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,3 +81,15 @@ def test_defaults_do_not_depend_on_what_was_not_tuned(arch: int) -> None:
     for choose in (forward_config, backward_config):
         assert choose(USUAL, arch).num_stages >= 2
         assert choose(Sizes(torch.float32, torch.float32, 4, 32, 16), arch).num_stages == 1
+
+
+def test_the_lowest_score_has_an_exact_product_with_every_scale() -> None:
+    """What the interpreter cannot show: GPUs fuse ``s * scale - max * scale``, whose first product is then unrounded.
+
+    Where the second one is rounded, a row of dead slots has exp2 of 1e22: NaN, at head dims 16 and 64 with -1e30.
+    """
+    common = pytest.importorskip("variants._triton_common")
+    lowest = np.float32(common.LOWEST.value)
+    scales = [np.float32(np.float32(d**-0.5) * np.float32(common.LOG2_E.value)) for d in range(1, 257)]
+    assert all(float(lowest * scale) == float(lowest) * float(scale) for scale in scales)
+    assert np.float32(lowest + np.float32(1e6)) == lowest  # a score on top of it is lost in it

@@ -10,7 +10,10 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # pyright: ignore[reportAttributeAccessIssue]
-LOWEST = tl.constexpr(-1e30)  # the score of a slot that is not live; finite, so that differences are
+# The score of a slot that is not live: finite, so that differences are, and a power of two, so that its product with any
+# scale is exact. A GPU computes `s * scale - max * scale` with one fused multiply-add: were that product rounded, a row
+# without a live slot would have exp2 of the rounding error, 1e22 or -1e22, in place of exp2(0).
+LOWEST = tl.constexpr(-(2.0**100))
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
 
