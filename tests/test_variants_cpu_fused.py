@@ -57,6 +57,37 @@ def test_tiles_of_every_size_agree(channels: int, heads: int, head_dim: int) -> 
         assert max(seam_errors("cpu_fused", made, backward=True).values()) < 2e-5
 
 
+def test_rows_that_see_far_apart_atoms_share_no_tile() -> None:
+    """Spans of a thousand atoms, where a tile's scores have room for a hundred columns."""
+    g = torch.Generator().manual_seed(0)
+    start = torch.randint(0, 1000 - 12, (200,), generator=g).repeat_interleave(5)
+    idx = start[:, None] + torch.arange(12)
+    made = seam(1000, 12, index=lambda n, k: (idx, torch.ones(n, k, dtype=torch.bool)), channels=16)
+    assert max(seam_errors("cpu_fused", made, backward=True).values()) < 2e-5
+
+
+def test_narrow_gradients_are_rounded_to_the_nearest() -> None:
+    wide = seam(60, 21, item_masks=True)
+    leaves = [x.bfloat16().nan_to_num() for x in wide.inputs]
+    block = variants.convert(wide.block, "cpu_fused")
+    found = []
+    for p in (leaves[3].float().requires_grad_(), leaves[3].requires_grad_()):
+        out = block._attend(*(x.float() for x in leaves[:3]), p, wide.neighbor_idx, wide.valid_mask)
+        found += torch.autograd.grad(out.square().sum(), p)
+    assert torch.equal(found[0].bfloat16(), found[1])
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7FFFFFFF])
+def test_any_nan_spoils_its_row(bits: int) -> None:
+    made = seam(60, 21, channels=16)
+    with torch.no_grad():
+        made.inputs[0][0, 17] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+        block = variants.convert(made.block, "cpu_fused")
+        out = block._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+    assert out[0, 17].isnan().all()
+    assert out[0, :17].isfinite().all()
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64])
 def test_any_number_of_threads_agrees_and_repeats_its_bits(count: int, threads: None) -> None:
     made = seam(203, 61, batch=2, item_masks=True, channels=16)
