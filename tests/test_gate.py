@@ -344,3 +344,22 @@ def test_it_is_the_jump_of_relu_that_float16_gradients_suffer_from(monkeypatch: 
     relu, silu = torch.nn.functional.relu, torch.nn.functional.silu
     assert error(silu) < gate.GRADIENT_TOLERANCE["float16"]
     assert error(relu) > 5 * error(silu)
+
+
+def test_a_bias_gradient_that_cancels_is_held_against_the_weight_beside_it() -> None:
+    _, expected = build(level="encoder")
+    for norm in ("transformer.blocks.0.norm_q", "transformer.blocks.1.norm_ff", "norm_s_init"):
+        bias, weight = (expected.values[f"grad:weight:{norm}.{name}"] for name in ("bias", "weight"))
+        assert bias.scale == float(weight.value.norm()) > 0
+        assert weight.scale == 0.0
+
+
+def test_a_cancelled_gradient_forgives_rounding_and_not_its_loss() -> None:
+    value = torch.tensor([0.1, -0.1], dtype=torch.float64)
+    near, far = gate.Reference(value, scale=2.0), gate.Reference(value)
+    off = value + 0.05
+    assert gate.error_norms(near, off, alone=False)[""] == pytest.approx(0.05 * 2**0.5 / 2.0)
+    assert gate.error_norms(far, off, alone=False)[""] == pytest.approx(0.5)
+    assert gate.error_norms(near, torch.zeros(2), alone=False)[""] == pytest.approx(1.0)
+    null = gate.Reference(value * 1e-15, scale=2.0)
+    assert gate.error_norms(null, torch.zeros(2), alone=False)[""] < 1e-12

@@ -125,7 +125,7 @@ class _Sum:
     def references(self) -> dict[str, Reference]:
         import torch
 
-        from .expectation import null_scales
+        from .expectation import bias_scales
 
         whole = len(self.rows) == self.inputs.problem.n_atom
         values = {
@@ -135,7 +135,7 @@ class _Sum:
         for name, gradient in self.gradients.items():
             by_row = not name.startswith("weight:")
             values[f"grad:{name}"] = Reference(gradient, by_row=by_row, after_timing=whole)
-        return null_scales(values)
+        return bias_scales(values)
 
 
 def _cut(name: str, tensor: Tensor, span: Span) -> Tensor:
