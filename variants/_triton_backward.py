@@ -11,6 +11,7 @@ from ._triton_common import (
     LOWEST,
     dot,
     normalise,
+    project,
     repeat,
     small_dot,
     split_weight,
@@ -114,7 +115,7 @@ def _backward_tile(
 
     # scores again, transposed, [head, keys, queries]: so A and dS are dV's and dK's left operands as they are
     x, rstd = normalise(p, eps, C, CP)  # pyright: ignore[reportGeneralTypeIssues]
-    y = tl.sum(tl.reshape(small_dot(p, w2), [PARTS, PAIRS // PARTS, HP, 2]), 3)
+    y = project(p, x, w2, HP)
     rstd3 = tl.broadcast_to(rstd[:, :, None], [PARTS, PAIRS // PARTS, HP])
     rstd3 = tl.permute(tl.reshape(rstd3, [BM, BN, HP]), (2, 1, 0))
     bias = tl.permute(tl.reshape(y, [BM, BN, HP]), (2, 1, 0)) * rstd3

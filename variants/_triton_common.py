@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # pyright: ignore[reportAttributeAccessIssue]
-# The score of a slot that is not live: finite, so that differences are, and a power of two, so that its product with any
-# scale is exact. A GPU computes `s * scale - max * scale` with one fused multiply-add: were that product rounded, a row
-# without a live slot would have exp2 of the rounding error, 1e22 or -1e22, in place of exp2(0).
+# The score of a slot that is not live: finite, so that differences are, and a power of two, so that its product with
+# any scale is exact. A GPU computes `s * scale - max * scale` with one fused multiply-add: were that product rounded, a
+# row without a live slot would have exp2 of the rounding error, 1e22 or -1e22, in place of exp2(0).
 LOWEST = tl.constexpr(-(2.0**100))
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
@@ -183,5 +183,4 @@ def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
         ones = tl.full([CP, 2 * HP], 1.0, tl.float32).to(tl.bfloat16)  # the interpreter makes no bf16 constants
         squares, _ = tl.split(tl.reshape(small_dot((x * x).to(tl.bfloat16), ones), [p.shape[0], p.shape[1], HP, 2]))
         return tl.sum(y, 3) * tl.rsqrt(squares * (1.0 / C) + eps)
-    _, rstd = normalise(p, eps, C, CP)  # pyright: ignore[reportGeneralTypeIssues]
-    return tl.sum(tl.reshape(small_dot(p, w2), [p.shape[0], p.shape[1], HP, 2]), 3) * rstd[:, :, None]
+    return plain_bias(p, w2, eps, C, CP, HP)
