@@ -18,7 +18,7 @@ from benchmarks.harness.record import Record, read
 from tests import records_factory as made
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("doctor", "check", "sweep", "compare", "profile", "bench", "gpu")
+COMMANDS = ("doctor", "check", "sweep", "compare", "profile", "regress", "bench", "gpu", "inspect", "tune")
 QUICK = ("-n", "64", "--window", "8", "--device", "cpu", "--threads", "1")
 
 
