@@ -15,6 +15,7 @@ import pytest
 from benchmarks import asv_measure
 from benchmarks.asv_metrics import STATUS_CODES
 from benchmarks.harness import device, kernels, record
+from benchmarks.harness.process import Worker
 from benchmarks.harness.record import Record
 from tests import planted_repo
 
@@ -206,12 +207,13 @@ def test_this_projects_own_commit_hashes_as_its_checkout_does(tmp_path: Path) ->
 
 def _inspected(code: Path) -> dict[str, Any]:
     """The forward kernel of the code in this folder, as the harness's worker reads it."""
-    script = "import json, sys; sys.path[:0] = sys.argv[1:]\nfrom benchmarks.harness.kernels import inspect\n"
-    script += "print(json.dumps(inspect('forward', 90, 'bfloat16')))"
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-P", "-c", script, str(code), str(ROOT)]
-    done = subprocess.run(command, env=env, cwd=code, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    worker = Worker(code=code, extra_env={"TRITON_INTERPRET": "0"})
+    try:
+        worker.request("kernel", kernel="forward", arch=90, dtype="bfloat16")
+        (found,) = (event["found"] for event in worker.events(limit_s=120) if event["event"] == "kernel")
+    finally:
+        worker.close()
+    return found
 
 
 def test_kernels_of_a_commit_without_an_inspector_are_unsupported(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +223,24 @@ def test_kernels_of_a_commit_without_an_inspector_are_unsupported(code: Path, mo
     assert "_triton_inspect" in found["reason"]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert kernels.inspect("forward", 90, "bfloat16")["status"] == "unsupported"
+
+
+def test_what_a_commit_lacks_does_not_come_from_an_editable_install(code: Path, monkeypatch, tmp_path: Path) -> None:
+    """setuptools' finder hands out the children of a package that it maps, whoever imported the package."""
+    (code / "variants" / "_triton_inspect.py").unlink()
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "planted_finder.py").write_text(
+        "import sys\nfrom importlib.machinery import PathFinder\n"
+        f"MAPPING = {{'variants': {str(ROOT / 'variants')!r}}}\n"
+        "class Finder:\n    @classmethod\n    def find_spec(cls, name, path=None, target=None):\n"
+        "        parent = name.rpartition('.')[0]\n"
+        "        return PathFinder.find_spec(name, path=[MAPPING[parent]]) if parent in MAPPING else None\n"
+        "sys.meta_path.append(Finder)\n"
+    )
+    (site / "sitecustomize.py").write_text("import planted_finder\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    assert "_triton_inspect" in _inspected(code)["reason"]
 
 
 def test_a_commit_that_makes_a_kernel_spill_is_worse_to_asv_without_a_gpu(code: Path) -> None:

@@ -48,16 +48,23 @@ class WorkerTimeout(RuntimeError):
         self.phase, self.limit_s, self.in_flight, self.stderr = phase, limit_s, in_flight, stderr
 
 
+# An editable install looks up the modules of its packages itself: what the measured code lacks would come from there.
+_FORGET_EDITABLE = (
+    "sys.meta_path[:] = [f for f in sys.meta_path "
+    "if 'variants' not in getattr(sys.modules.get(getattr(f, '__module__', None)), 'MAPPING', ())]; "
+)
+
+
 def _bootstrap(code: Path | None) -> str:
     """The child sees the very modules that the parent sees, wherever either was started; ``code`` is a folder that
-    comes before them all.
+    comes before them all, and the only one that its packages come from.
 
     The root is appended, not prepended: an installed wheel of another commit (asv) stays ahead of
     the working tree that holds this harness.
     """
     path = [os.path.abspath(entry) for entry in ((code, *sys.path) if code else sys.path)]
     return (
-        f"import sys; sys.path[:] = {path!r} + [{str(ROOT)!r}]; "
+        f"import sys; {_FORGET_EDITABLE if code else ''}sys.path[:] = {path!r} + [{str(ROOT)!r}]; "
         "import runpy; runpy.run_module('benchmarks.harness.worker', run_name='__main__', alter_sys=True)"
     )
 
