@@ -11,9 +11,8 @@ from ._triton_common import (
     LOWEST,
     dot,
     normalise,
+    pair_gradient,
     project,
-    repeat,
-    small_dot,
     split_weight,
     spread_weight,
     total_weight,
@@ -61,20 +60,22 @@ def backward_prepare(
 
 @triton.jit
 def _backward_tile(
-    m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS,
+    m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
     w2, wt, scale2, eps,
-    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-    C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PARTS: tl.constexpr,
+    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, SPLIT: tl.constexpr, H: tl.constexpr,
+    D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """BM queries from atom ``m0`` on x the program's BN keys: writes dp and dQ's share, updates ``(dk, dv, dw)``.
+
+    SPLIT: of the program's heads only, and in place of dp (and of dw) it writes their ``g = rstd dS [B, N, SLOTS, H]``.
 
     An interior tile (not EDGE) is seen whole by all its rows: it needs neither their ends nor any masks. Where the band
     has holes (HAS_MASK), every tile is an edge tile.
     """
     PAIRS: tl.constexpr = BM * BN
     ptype = P.dtype.element_ty
-    h = tl.arange(0, HP)
+    h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
     c = tl.arange(0, CP)
     row = tl.arange(0, BM)
@@ -88,7 +89,7 @@ def _backward_tile(
     q_off = l[None, :, None] * (H * D) + h[:, None, None] * D + d[None, None, :]
     stat_off = l[None, :] * H + h[:, None]
     hd = (h < H)[:, None, None] & (d < D)[None, None, :]
-    whole: tl.constexpr = HP == H and DH == D and not EDGE  # pyright: ignore[reportAssignmentType]
+    whole: tl.constexpr = H % HP == 0 and DH == D and not EDGE  # pyright: ignore[reportAssignmentType]
     if EDGE:
         start = tl.load(START + l, mask=present, other=0)
         stop = tl.load(STOP + l, mask=present, other=0)
@@ -139,24 +140,31 @@ def _backward_tile(
     else:
         tl.atomic_add(DQ + q_off, dq, mask=present[None, :, None] & hd, sem="relaxed")
 
-    # LayerNorm backward of a centred row x under a weight centred over c, with g = rstd dS and G = g Wc^T:
-    # dp = G - rstd^2 x <x, G> / C; dWc = x^T g
     g = tl.reshape(tl.permute((ds * rstd3).to(ptype), (2, 1, 0)), [PARTS, PAIRS // PARTS, HP])
-    dp = small_dot(repeat(g, wt.shape[0] // HP), wt)
-    dp -= x * (tl.sum(x * dp, 2) * rstd * rstd * (1.0 / C))[:, :, None]
-    if EDGE:
-        written = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
-        tl.store(DP + origin * C + offset, dp.to(ptype), mask=written)
-    elif CP == C:
-        tl.store(DP + origin * C + offset, dp.to(ptype))
+    if SPLIT:
+        at = tl.reshape(tile, [PARTS, PAIRS // PARTS])[:, :, None] * H + h[None, None, :]
+        if EDGE:
+            own = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (h < H)[None, None, :]
+            tl.store(DP + origin * H + at, g, mask=own)
+        elif H % HP == 0:
+            tl.store(DP + origin * H + at, g)
+        else:
+            tl.store(DP + origin * H + at, g, mask=(h < H)[None, None, :])
     else:
-        tl.store(DP + origin * C + offset, dp.to(ptype), mask=(c < C)[None, None, :])
-    if ptype == tl.float16:
-        # p is exact, and what its mean adds is the same for all c and centred away at the end: 11 bits in dgamma.
-        # In bf16 that is not worth what it costs: a p that is also used transposed is not prefetched to shared memory
-        dw = weight_product(p, g, dw)
-    else:
-        dw = weight_product(x.to(ptype), g, dw)
+        dp = pair_gradient(x, rstd, g, wt, C)
+        if EDGE:
+            written = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
+            tl.store(DP + origin * C + offset, dp.to(ptype), mask=written)
+        elif CP == C:
+            tl.store(DP + origin * C + offset, dp.to(ptype))
+        else:
+            tl.store(DP + origin * C + offset, dp.to(ptype), mask=(c < C)[None, None, :])
+        if ptype == tl.float16:
+            # p is exact, and what its mean adds is the same for all c and centred away at the end: 11 bits in dgamma.
+            # In bf16 that is not worth what it costs: a p also used transposed is not prefetched to shared memory
+            dw = weight_product(p, g, dw)
+        else:
+            dw = weight_product(x.to(ptype), g, dw)
     return dk, dv, dw
 
 
@@ -165,24 +173,28 @@ def backward_band(
     Q, K, V, P, W, GAMMA, BASE, START, STOP, MASK, DO, LSE, DELTA, QUERIES, DQ, DK, DV, DP, DW,
     N, SLOTS, mask_per_item, dq_parts, scale, eps,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, PARTS: tl.constexpr,
-    EDGE_STAGES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, SPLIT: tl.constexpr,
+    PARTS: tl.constexpr, EDGE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """BN keys x all queries that see them: dK and dV stay in registers, dp is written once, dQ is added or slotted.
 
     ``QUERIES [4, blocks]`` holds per key block the first and last + 1 query that sees any of its keys, and those that
     see all of them. ``DW [B, blocks, CP, HP]``: partial sums of dWc, of which ``weight_gradients`` makes dgamma and dW.
+
+    SPLIT: HP of the H heads a program, on the grid's third axis; ``DP`` takes g, of which ``backward_pairs`` makes dp.
     """
     pid = tl.program_id(0)
     blocks = tl.num_programs(0)
     b = tl.program_id(1).to(tl.int64)
-    h = tl.arange(0, HP)
+    h0 = tl.program_id(2) * HP if SPLIT else 0
+    h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
     c = tl.arange(0, CP)
     n = pid * BN + tl.arange(0, BN)
     ptype = P.dtype.element_ty
-    w2 = split_weight(W, GAMMA, 1.0 / scale, H, C, HP, CP, ptype)
-    wt = spread_weight(W, GAMMA, H, C, HP, CP, ptype)
+    W += h0 * C
+    w2 = split_weight(W, GAMMA, 1.0 / scale, H - h0, C, HP, CP, ptype)
+    wt = spread_weight(W, GAMMA, H - h0, C, HP, CP, ptype)
     hd = (h < H)[:, None, None] & (d < D)[None, None, :]
 
     atoms = b * N * (H * D)
@@ -193,7 +205,7 @@ def backward_band(
     k = tl.load(K + k_off, mask=k_mask, other=0.0)
     v = tl.load(V + k_off, mask=k_mask, other=0.0)
     P += b * N * SLOTS * C
-    DP += b * N * SLOTS * C
+    DP += b * N * SLOTS * (H if SPLIT else C)
     MASK += b * mask_per_item * N * SLOTS
     LSE += b * N * H
     DELTA += b * N * H
@@ -212,23 +224,62 @@ def backward_band(
     inner_end = edge_end + tl.maximum(inner_last - edge_end, 0) // BM * BM
     for m0 in tl.range(first, edge_end, BM, num_stages=EDGE_STAGES):
         dk, dv, dw = _backward_tile(
-            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS,
-            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, PARTS,
+            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
+            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, SPLIT, H, D, C, HP, DH, CP,
+            BM, BN, PARTS,
         )  # fmt: skip
     for m0 in range(edge_end, inner_end, BM):
         dk, dv, dw = _backward_tile(
-            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS,
-            w2, wt, scale2, eps, False, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, PARTS,
+            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
+            w2, wt, scale2, eps, False, HAS_MASK, ATOMIC, SPLIT, H, D, C, HP, DH, CP,
+            BM, BN, PARTS,
         )  # fmt: skip
     for m0 in tl.range(inner_end, last, BM, num_stages=EDGE_STAGES):
         dk, dv, dw = _backward_tile(
-            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, last, N, SLOTS,
-            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, H, D, C, HP, DH, CP, BM, BN, PARTS,
+            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
+            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, SPLIT, H, D, C, HP, DH, CP,
+            BM, BN, PARTS,
         )  # fmt: skip
 
     tl.store(DK + k_off, (dk * scale).to(DK.dtype.element_ty), mask=k_mask)
     tl.store(DV + k_off, dv.to(DV.dtype.element_ty), mask=k_mask)
-    DW += (b * blocks + pid) * (CP * HP)
+    if not SPLIT:
+        DW += (b * blocks + pid) * (CP * HP)
+        tl.store(DW + c[:, None] * HP + h[None, :], total_weight(dw, CP, HP))
+
+
+@triton.jit(do_not_specialize=["pairs"])
+def backward_pairs(
+    P, G, W, GAMMA, DP, DW, pairs, eps,
+    H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr,
+    BP: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """TILES x BP pairs, whatever rows they are of: dp from p and ``g = rstd dS [pairs, H]``, and a share of dWc.
+
+    ``DW [programs, CP, HP]``. A pair whose g is all 0 is dead or outside its row's band (or lost nothing): its p, which
+    may be anything, is not looked at, and its dp is 0.
+    """
+    h = tl.arange(0, HP)
+    c = tl.arange(0, CP)
+    ptype = P.dtype.element_ty
+    wt = spread_weight(W, GAMMA, H, C, HP, CP, ptype)
+    first = tl.program_id(0).to(tl.int64) * (TILES * BP)
+    P += first * C
+    DP += first * C
+    G += first * H
+    left = tl.minimum(pairs - first, TILES * BP).to(tl.int32)
+    pair = tl.reshape(tl.arange(0, BP), [PARTS, BP // PARTS])[:, :, None]
+    dw = tl.zeros([PARTS, CP, 2 * HP], tl.float32)
+    for at in range(0, left, BP):
+        there = at + pair < left
+        of_p = there & (c < C)[None, None, :]
+        p = tl.load(P + (at + pair) * C + c[None, None, :], mask=of_p, other=0.0)
+        g = tl.load(G + (at + pair) * H + h[None, None, :], mask=there & (h < H)[None, None, :], other=0.0)
+        p = tl.where((tl.max((g != 0).to(tl.int32), 2) != 0)[:, :, None], p, 0.0)
+        x, rstd = normalise(p, eps, C, CP, 64)  # pyright: ignore[reportGeneralTypeIssues]
+        tl.store(DP + (at + pair) * C + c[None, None, :], pair_gradient(x, rstd, g, wt, C).to(ptype), mask=of_p)
+        dw = weight_product(p if ptype == tl.float16 else x.to(ptype), g, dw)
+    DW += tl.program_id(0) * (CP * HP)
     tl.store(DW + c[:, None] * HP + h[None, :], total_weight(dw, CP, HP))
 
 

@@ -48,7 +48,7 @@ def centring(C: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def split_weight(
-    W, GAMMA, factor, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr
+    W, GAMMA, factor, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr
 ):
     """``factor Wc`` as ``[CP, 2 HP]``: columns 2 h and 2 h + 1 are head h's high and low part in ``dtype``."""
     c = tl.arange(0, CP)
@@ -66,7 +66,7 @@ def split_weight(
 
 
 @triton.jit
-def spread_weight(W, GAMMA, H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
+def spread_weight(W, GAMMA, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
     """Wc transposed, ``[TIMES HP, CP]``: the heads' high parts, then their low parts, then zeros.
 
     Against dS repeated as often (``repeat``) this is dS Wc^T with Wc to twice the bits of ``dtype``, in
@@ -109,6 +109,16 @@ def small_dot(x, w):
 
 
 @triton.jit
+def pair_gradient(x, rstd, g, wt, C: tl.constexpr):
+    """dp ``[parts, rows, CP]`` of centred rows x, from ``g = rstd dS [parts, rows, heads]`` and ``spread_weight``.
+
+    LayerNorm backward under a weight centred over c, with ``G = g Wc^T``: ``dp = G - rstd^2 x <x, G> / C``.
+    """
+    dp = small_dot(repeat(g, wt.shape[0] // g.shape[2]), wt)
+    return dp - x * (tl.sum(x * dp, 2) * rstd * rstd * (1.0 / C))[:, :, None]
+
+
+@triton.jit
 def weight_product(x, ds, dw):
     """``dw [parts, CP, 2 heads] + x^T ds`` for ``x [parts, rows, CP]`` and ``ds [parts, rows, heads]``.
 
@@ -124,9 +134,12 @@ def total_weight(dw, CP: tl.constexpr, HP: tl.constexpr):
 
 
 @triton.jit
-def centre(p, C: tl.constexpr, CP: tl.constexpr):
-    """Pair rows minus their mean over the channels, ``[parts, rows, CP]`` fp32: on tensor cores where 1/C is exact."""
-    if p.dtype == tl.float32 or (C & (C - 1)) != 0:
+def centre(p, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):
+    """Pair rows minus their mean over the channels, ``[parts, rows, CP]`` fp32: on tensor cores where 1/C is exact.
+
+    But not where CP exceeds ``WIDEST``: the matrix of that product takes each lane CP^2 / 64 registers.
+    """
+    if p.dtype == tl.float32 or (C & (C - 1)) != 0 or CP > WIDEST:
         return centre_in_lanes(p, C, CP)
     return small_dot(p, centring(C, CP, p.dtype))
 
@@ -141,9 +154,9 @@ def centre_in_lanes(p, C: tl.constexpr, CP: tl.constexpr):
 
 
 @triton.jit
-def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr):
+def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):
     """``(p - mean, rstd [parts, rows])`` of pair rows; one pass would lose digits where the mean is large."""
-    x = centre(p, C, CP)
+    x = centre(p, C, CP, WIDEST)
     return x, tl.rsqrt(tl.sum(x * x, 2) * (1.0 / C) + eps)
 
 
@@ -174,10 +187,7 @@ def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
     In bf16 the squares are summed on the tensor cores too, rounded to bf16: the sum arrives in the lanes that hold the
     projection, and the shuffles of a reduction, a tenth of the loop, are gone. O's error goes from 1.9e-3 to 2.3e-3.
     """
-    if CP > 32 and p.dtype != tl.float32:
-        wide = centre_in_lanes(p, C, CP)
-        return project(p, wide, w2, HP) * tl.rsqrt(tl.sum(wide * wide, 2) * (1.0 / C) + eps)[:, :, None]
-    if p.dtype == tl.bfloat16:
+    if p.dtype == tl.bfloat16 and CP <= 32:
         y = tl.reshape(small_dot(p, w2), [p.shape[0], p.shape[1], HP, 2])
         x = centre(p, C, CP)
         ones = tl.full([CP, 2 * HP], 1.0, tl.float32).to(tl.bfloat16)  # the interpreter makes no bf16 constants

@@ -40,7 +40,9 @@ class Config:
     """``rows`` queries x ``cols`` keys per tile.
 
     ``max_registers`` holds the compiler to what lets one more program share a multiprocessor; ``edge_stages`` is the
-    depth of the backward's loops over edge tiles, which are short.
+    depth of the backward's loops over edge tiles, which are short. ``split_heads`` (a power of two from 4 on) splits the
+    backward of a band where one kernel would need more registers than there are: this many heads a program, and dp and
+    dW in a pass of their own.
     """
 
     rows: int
@@ -49,6 +51,7 @@ class Config:
     num_stages: int
     max_registers: int | None = None
     edge_stages: int = 1
+    split_heads: int | None = None
 
     def options(self) -> dict[str, int]:
         """What the compiler takes."""
@@ -59,7 +62,13 @@ class Config:
         return {"BM": self.rows, "BN": self.cols, "PARTS": self.num_warps}
 
     def backward_constants(self) -> dict[str, int]:
-        return self.forward_constants() | {"EDGE_STAGES": self.edge_stages}
+        """HP is here where it is not what the sizes say."""
+        heads = {} if self.split_heads is None else {"HP": self.split_heads}
+        return self.forward_constants() | {"EDGE_STAGES": self.edge_stages, "SPLIT": bool(heads)} | heads
+
+    def pairs_constants(self) -> dict[str, int]:
+        """32 tiles a program: a partial sum of dW for that many, and several programs for each multiprocessor."""
+        return {"BP": self.cols, "TILES": 32, "PARTS": self.num_warps}
 
     def gather_constants(self) -> dict[str, int]:
         """A tile is ``cols`` slots of one row; a warp has its part of the products with p where that is 16 of them."""
@@ -89,11 +98,28 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
 
 def backward_config(sizes: Sizes, arch: int) -> Config:
     """The backward's configuration on ``sm_<arch>``."""
+    padded = sizes.padded()
     if sizes.single:  # with 8 warps spills end where HP DH is 64; at 128 they cost less than what more warps repeat
-        return Config(16, 16, 4 if sizes.small and sizes.padded()["HP"] * sizes.padded()["DH"] == 128 else 8, 1)
-    if sizes.small and sizes.padded()["HP"] * sizes.padded()["DH"] <= 128:
+        return Config(16, 16, 4 if sizes.small and padded["HP"] * padded["DH"] == 128 else 8, 1)
+    if sizes.small and padded["HP"] * padded["DH"] <= 128:
         return Config(16, 16, 4, 2)
-    return Config(16, 16, 8, 2 if sizes.padded()["CP"] == 16 else 1)
+    if not _one_backward_kernel(padded):
+        return Config(16, 16, 8, 1, split_heads=min(padded["HP"], 16 if padded["DH"] == 16 else 8))
+    return Config(16, 16, 8, 2 if padded["CP"] == 16 else 1)
+
+
+def _one_backward_kernel(padded: dict[str, int]) -> bool:
+    """Whether a tile's share of dK, dV and dW, and its p, x and dp in fp32, are within 255 registers of 256 threads."""
+    if padded["CP"] == 16:
+        return padded["HP"] * padded["DH"] <= 512
+    return padded["CP"] == 32 and padded["HP"] <= 8 and padded["DH"] <= 32
+
+
+def pairs_config(sizes: Sizes) -> Config:
+    """The configuration of the pass that makes dp of a split backward: a tile is ``cols`` pairs of any rows."""
+    if sizes.single:
+        return Config(1, 128, 8, 1)
+    return Config(1, 64 if sizes.padded()["CP"] == 64 else 128, 4, 3)
 
 
 def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:

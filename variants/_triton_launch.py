@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._band import BandPlan
 from ._remember import remembered
-from ._triton_config import Config, Sizes, pow2
+from ._triton_config import Config, Sizes, pairs_config, pow2
 from ._triton_tune import choose
 from ._triton_tuned import Direction
 
@@ -168,7 +168,7 @@ def backward(
     """``(dQ, dK, dV, dp, dgamma, dW)`` over a band.
 
     dQ is added up in fp32 by atomics, ``deterministic`` in one slot per (query, key block), which takes
-    ``K / cols + 2`` times Q in fp32.
+    ``K / cols + 2`` times Q in fp32. A configuration that splits the backward takes H / C of p for dS while it runs.
     """
     kernels = _kernels("backward")
     q, p = problem.q, problem.p
@@ -182,23 +182,40 @@ def backward(
     dq_parts = torch.empty((b, parts, n, h, d), dtype=torch.float32, device=device)
     dk, dv, dp = torch.empty_like(problem.k), torch.empty_like(problem.v), torch.empty_like(p)
     dw_parts = torch.empty((b * blocks, dims["CP"], dims["HP"]), dtype=torch.float32, device=device)
+    split = config.split_heads
+    by_pair, groups = (dp, 1) if split is None else (p.new_empty((b, n, slots, h)), _blocks(h, split))
     row_grid = (_blocks(n, _ROWS), b)
     kernels.backward_prepare[row_grid](
-        o, grad_o, delta, dq_parts, dp, rows.base, rows.start, rows.stop, n, slots,
-        **heads, ZERO_DQ=not deterministic, BM=_ROWS, BT=64,
+        o, grad_o, delta, dq_parts, by_pair, rows.base, rows.start, rows.stop, n, slots,
+        **heads | {"C": by_pair.shape[3]}, ZERO_DQ=not deterministic, BM=_ROWS, BT=64,
     )  # fmt: skip
-    kernels.backward_band[(blocks, b)](
+    kernels.backward_band[(blocks, b, groups)](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop, problem.mask,
-        grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, dp, dw_parts,
+        grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, by_pair, dw_parts,
         n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
-        **dims, **config.backward_constants(), HAS_MASK=plan.has_holes, ATOMIC=not deterministic, **config.options(),
+        **dims | config.backward_constants(), HAS_MASK=plan.has_holes, ATOMIC=not deterministic, **config.options(),
     )  # fmt: skip
     dq = torch.empty_like(q)
     kernels.backward_finish[row_grid](
         dq_parts, dq, rows.start, rows.stop, n, parts, problem.scale,
         H=h, D=d, ROW=pow2(h * d), BM=_ROWS, BN=config.cols, ATOMIC=not deterministic,
     )  # fmt: skip
+    if split is not None:
+        dw_parts = _pair_gradients(problem, by_pair, dp)
     return dq, dk, dv, dp, *_weight_gradients(dw_parts, problem)
+
+
+def _pair_gradients(problem: Problem, g: Tensor, dp: Tensor) -> Tensor:
+    """Writes dp, all of it, of ``g = rstd dS [B, N, K, H]``; gives dW's parts."""
+    config, dims = pairs_config(problem.compiled_for), problem.dims()
+    constants, pairs = config.pairs_constants(), g.numel() // g.shape[3]
+    programs = _blocks(pairs, constants["BP"] * constants["TILES"])
+    dw_parts = torch.empty((programs, dims["CP"], dims["HP"]), dtype=torch.float32, device=g.device)
+    _kernels("backward").backward_pairs[(programs,)](
+        problem.p, g, problem.weight, problem.gamma, dp, dw_parts, pairs, problem.eps,
+        **{name: dims[name] for name in ("H", "C", "HP", "CP")}, **constants, **config.options(),
+    )  # fmt: skip
+    return dw_parts
 
 
 def forward_gather(problem: Problem, idx: Tensor, config: Config | None = None) -> tuple[Tensor, Tensor]:
