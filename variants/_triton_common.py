@@ -47,9 +47,7 @@ def centring(C: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def split_weight(
-    W, GAMMA, factor, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr
-):
+def split_weight(W, GAMMA, factor, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
     """``factor Wc`` as ``[CP, 2 HP]``: columns 2 h and 2 h + 1 are head h's high and low part in ``dtype``."""
     c = tl.arange(0, CP)
     column = tl.arange(0, 2 * HP)

@@ -40,9 +40,9 @@ class Config:
     """``rows`` queries x ``cols`` keys per tile.
 
     ``max_registers`` holds the compiler to what lets one more program share a multiprocessor; ``edge_stages`` is the
-    depth of the backward's loops over edge tiles, which are short. ``split_heads`` (a power of two from 4 on) splits the
-    backward of a band where one kernel would need more registers than there are: this many heads a program, and dp and
-    dW in a pass of their own.
+    depth of the backward's loops over edge tiles, which are short. ``split_heads``, a power of two from 4 on, splits a
+    band's backward where one kernel would need more registers than there are: this many heads a program, and dp and dW
+    in a pass of their own.
     """
 
     rows: int
@@ -80,20 +80,22 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
     if sizes.single:
         return Config(16, 16, 4 if sizes.small else 8, 1)
     padded = sizes.padded()
-    wide = padded["HP"] * padded["DH"]
+    wide, pair = padded["HP"] * padded["DH"], padded["CP"]
+    whole = pair == sizes.channels  # else its p is loaded under a mask, and in narrow pieces where C is odd
     if sizes.small and wide <= 128:  # few warps: the fewest barriers; four programs share a multiprocessor
         return Config(16, 16, 2, 3, None if wide == 128 else 192)  # unbidden, the compiler spills to make it six
-    if padded["CP"] > 32:
-        if arch < 90 or wide > 128:
-            return Config(16, 16, 8, 1 if arch < 90 else 2)
-        return Config(16, 16, 4, 2, None if arch < 100 else 255)
     # told that it may take all registers, the compiler does not spill a few to fit one more program
-    if padded["HP"] * padded["CP"] <= 256 and wide < 512:
-        unaligned = sizes.pair_dtype == torch.float16 and sizes.channels != pow2(sizes.channels)
-        return Config(16, 16, 4, 3, 255 if unaligned else None)
-    if padded["CP"] == 16:
+    if pair == 64:
+        if arch < 90 or wide > 128:
+            return Config(16, 16, 8, 1 if arch < 90 or wide == 1024 else 2)
+        return Config(16, 16, 4, 2, None if arch < 100 else 255)
+    if padded["HP"] * pair <= 256 and wide < 512:
+        if not whole or (pair == 32 and wide == 256):
+            return Config(16, 16, 4, 1)
+        return Config(16, 16, 4, 3 if pair == 16 or arch >= 90 else 2)
+    if pair == 16:
         return Config(16, 16, 8, 2, 255 if arch >= 100 else None)
-    return Config(16, 16, 8, 2 if padded["DH"] * padded["HP"] * padded["CP"] < 2**15 else 1)
+    return Config(16, 16, 8, 2 if wide * pair < 2**15 else 1, None if whole else 255)
 
 
 def backward_config(sizes: Sizes, arch: int) -> Config:
@@ -101,17 +103,17 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
     padded = sizes.padded()
     if sizes.single:  # with 8 warps spills end where HP DH is 64; at 128 they cost less than what more warps repeat
         return Config(16, 16, 4 if sizes.small and padded["HP"] * padded["DH"] == 128 else 8, 1)
-    if sizes.small and padded["HP"] * padded["DH"] <= 128:
+    if sizes.small and padded["HP"] == 4 and padded["DH"] <= 32:
         return Config(16, 16, 4, 2)
-    if not _one_backward_kernel(padded):
+    if not _one_backward_kernel(padded, arch):
         return Config(16, 16, 8, 1, split_heads=min(padded["HP"], 16 if padded["DH"] == 16 else 8))
     return Config(16, 16, 8, 2 if padded["CP"] == 16 else 1)
 
 
-def _one_backward_kernel(padded: dict[str, int]) -> bool:
+def _one_backward_kernel(padded: dict[str, int], arch: int) -> bool:
     """Whether a tile's share of dK, dV and dW, and its p, x and dp in fp32, are within 255 registers of 256 threads."""
     if padded["CP"] == 16:
-        return padded["HP"] * padded["DH"] <= 512
+        return padded["HP"] * padded["DH"] <= 512 and (padded["DH"] <= 32 or arch < 100)
     return padded["CP"] == 32 and padded["HP"] <= 8 and padded["DH"] <= 32
 
 
