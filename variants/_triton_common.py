@@ -132,7 +132,7 @@ def total_weight(dw, CP: tl.constexpr, HP: tl.constexpr):
 
 
 @triton.jit
-def centre(p, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):
+def centre(p, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):  # pyright: ignore[reportArgumentType]
     """Pair rows minus their mean over the channels, ``[parts, rows, CP]`` fp32: on tensor cores where 1/C is exact.
 
     But not where CP exceeds ``WIDEST``: the matrix of that product takes each lane CP^2 / 64 registers.
@@ -152,7 +152,7 @@ def centre_in_lanes(p, C: tl.constexpr, CP: tl.constexpr):
 
 
 @triton.jit
-def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):
+def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):  # pyright: ignore[reportArgumentType]
     """``(p - mean, rstd [parts, rows])`` of pair rows; one pass would lose digits where the mean is large."""
     x = centre(p, C, CP, WIDEST)
     return x, tl.rsqrt(tl.sum(x * x, 2) * (1.0 / C) + eps)

@@ -169,14 +169,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path, key: str, entry: Any) -> Config:
-    """The entry's configuration: whole numbers of at least 1 (a register limit may be null)."""
+    """The entry's configuration: whole numbers of at least 1; null where it stands for no limit, no split."""
     given = entry.get("config") if isinstance(entry, dict) else None
     known = {field.name for field in fields(Config)}
     if not isinstance(given, dict) or not {"rows", "cols", "num_warps", "num_stages"} <= set(given) <= known:
         raise _malformed(path, f"for {key!r}: {given!r}, not a configuration of {', '.join(sorted(known))}")
     for name, value in given.items():
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and not (name == "max_registers" and value is None):
+        if not whole and not (name in ("max_registers", "split_heads") and value is None):
             raise _malformed(path, f"for {key!r}: {name} {value!r}, not a whole number of at least 1")
     return Config(**given)
 
