@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import variants
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from tests.seam import errors as seam_errors
 from tests.seam import scattered, seam
 from tests.variant_cases import CASES, answer, errors, problem, reference
 from variants import _triton_bench, _triton_tune, triton_fused
@@ -20,7 +21,7 @@ from variants._backend import UnsupportedError
 from variants._band import band_plan
 from variants._op import attention_reference
 from variants._triton_bench import GpuBench
-from variants._triton_config import Config, Sizes
+from variants._triton_config import Config, Sizes, backward_config
 from variants._triton_launch import backward, in_order, queries_of
 from variants._triton_tuned import Kernel
 
@@ -142,6 +143,79 @@ def test_an_inverted_table_holds_every_live_slot_once() -> None:
         mine = held.slots[held.first[atom] : held.first[atom + 1]]
         assert (idx.flatten()[mine] == atom).all()
         assert (mine.diff() > 0).all()
+
+
+SPLIT = Config(16, 16, 4, 1, split_heads=4)
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """Every backward of a band is split, four heads a program, whatever its sizes."""
+    choose = triton_fused.launch._choose
+
+    def chosen(direction, problem, plan=None):
+        return SPLIT if direction == "backward" and plan is not None else choose(direction, problem, plan)
+
+    monkeypatch.setattr(triton_fused.launch, "_choose", chosen)
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize(
+    ("case", "dtype", "deterministic"),
+    [
+        ("two_chains", torch.float32, True),
+        ("dead_rows", torch.float32, True),
+        ("random_holes", torch.float32, False),
+        ("nan_in_padding", torch.float32, True),
+        ("all_dead", torch.float16, True),
+        ("k_capped", torch.float16, False),
+        ("random_holes", torch.float16, True),
+    ],
+)
+def test_a_split_backward_agrees_with_the_reference(case: str, dtype: torch.dtype, deterministic: bool) -> None:
+    test_agrees_with_the_reference(case, dtype, deterministic)
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize(("heads", "channels"), [(6, 5), (8, 40)])
+def test_groups_of_heads_and_a_mask_per_item(heads: int, channels: int, deterministic: bool) -> None:
+    """Two groups, the last one not full; p is NaN in every dead slot, inside its row's band too."""
+    torch.use_deterministic_algorithms(deterministic)
+    made = seam(37, 12, batch=2, item_masks=True, heads=heads, head_dim=16, channels=channels)
+    assert triton_fused._band_or_none(made.neighbor_idx, made.valid_mask) is not None
+    eager = max(seam_errors("gather", made, backward=True).values())
+    found = seam_errors("triton_fused", made, backward=True)
+    assert max(found.values()) <= max(1e-6, YARDSTICK * eager), found
+
+
+@pytest.mark.parametrize("size", [(16, 64, 16), (5, 24, 40), (1, 64, 64)])
+def test_sizes_that_ship_split(size: tuple[int, int, int]) -> None:
+    heads, head_dim, channels = size
+    assert backward_config(Sizes(torch.float16, torch.float16, *size), 90).split_heads is not None
+    made = seam(19, 12, heads=heads, head_dim=head_dim, channels=channels)
+    leaves = [x.detach().nan_to_num().half().requires_grad_() for x in made.inputs]
+    grad_o = torch.randn(leaves[0].shape).half()
+    _compare(made.block.half(), leaves, made.neighbor_idx, made.valid_mask, grad_o, 1e-3, by_eager=True)
+
+
+def test_the_pass_over_pairs_crosses_programs_and_ends_anywhere(monkeypatch) -> None:
+    """Several programs, the last one not full, and dW the sum of their parts: as one kernel has it."""
+    monkeypatch.setattr(Config, "pairs_constants", lambda self: {"BP": 64, "TILES": 2, "PARTS": 4})
+    made = seam(37, 12, heads=6, channels=8, head_dim=16)
+    q, k, v, p = (x.nan_to_num().half() for x in made.inputs)
+    norm, weight = made.block.norm_pair.weight.detach(), made.block.pair_bias.weight.detach()
+    plan = band_plan(made.neighbor_idx, made.valid_mask)
+    given = triton_fused._problem(q, k, v, p, norm, weight, made.valid_mask, 1e-5)
+    assert p[..., 0].numel() % 128 != 0
+    o, lse = triton_fused.launch.forward(given, plan)
+    whole = Config(16, 16, 4, 1)
+    apart, again, one = (
+        backward(given, plan, o, lse, o, deterministic=True, config=config) for config in (SPLIT, SPLIT, whole)
+    )
+    for got, same, want in zip(apart, again, one, strict=True):
+        assert torch.equal(got, same)
+        assert float((got.double() - want.double()).norm() / want.double().norm()) < 1e-3
 
 
 @pytest.mark.parametrize(
