@@ -75,6 +75,16 @@ def test_traffic_is_the_operations_floor_and_little_else() -> None:
         assert variants.load("triton_fused").cost(shape, mode).bytes <= 1.15 * variants.operation_floor(shape, mode)[1]
 
 
+def test_a_split_backward_costs_its_own_traffic_and_memory() -> None:
+    """p read once more for each of two groups of 8 heads, and g, a quarter of p, written, read and held."""
+    wide = Shape(1, 4096, 434, 16, 64, 64, 4096 * 434, 2, 2)
+    assert backward_config(Sizes(torch.bfloat16, torch.bfloat16, 16, 64, 64), 90).split_heads == 8
+    floor, found = variants.operation_floor(wide, "fwdbwd")[1], variants.load("triton_fused").cost(wide, "fwdbwd")
+    atoms = 16 * wide.atom_bytes
+    assert found.bytes - floor == pytest.approx(2.5 * wide.p_bytes, abs=atoms)
+    assert found.peak_bytes == pytest.approx(1.25 * wide.p_bytes, abs=atoms)
+
+
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_defaults_do_not_depend_on_what_was_not_tuned(arch: int) -> None:
     """Half precision pipelines its loads; fp32 operands leave no registers for that."""

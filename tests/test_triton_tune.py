@@ -170,6 +170,18 @@ def test_the_key_holds_no_number_of_atoms() -> None:
     assert len(kernels.removeprefix("kernels ")) == 16
 
 
+def test_a_split_is_kept_and_one_that_no_kernel_has_is_refused(tmp_path: Path) -> None:
+    path, backward = tmp_path / "tuned.json", replace(FORWARD, direction="backward")
+    apart = Config(16, 16, 4, 1, split_heads=4)
+    assert apart in tuning.candidates(backward)
+    assert all(c.split_heads in (None, 4) for c in tuning.candidates(backward))
+    file.add_tuned(path, backward, apart)
+    assert file.read_tuned(path) == {backward.key: apart}
+    path.write_text(path.read_text().replace('"split_heads": 4', '"split_heads": 6'))
+    with pytest.raises(TunedFileError, match="split_heads 6, not one of 4, 8, 16"):
+        file.read_tuned(path)
+
+
 @pytest.mark.parametrize("changed", ["source", "triton"])
 def test_an_entry_of_other_kernels_is_not_used_and_that_is_said(changed: str, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "tuned.json"

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+SPLITS = (4, 8, 16)
+"""How many heads a program of a split backward may take: what heads are padded to."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -40,7 +43,7 @@ class Config:
     """``rows`` queries x ``cols`` keys per tile.
 
     ``max_registers`` holds the compiler to what lets one more program share a multiprocessor; ``edge_stages`` is the
-    depth of the backward's loops over edge tiles, which are short. ``split_heads``, a power of two from 4 on, splits a
+    depth of the backward's loops over edge tiles, which are short. ``split_heads``, one of SPLITS, splits a
     band's backward where one kernel would need more registers than there are: this many heads a program, and dp and dW
     in a pass of their own.
     """
@@ -112,9 +115,9 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
 
 def _one_backward_kernel(padded: dict[str, int], arch: int) -> bool:
     """Whether a tile's share of dK, dV and dW, and its p, x and dp in fp32, are within 255 registers of 256 threads."""
-    if padded["CP"] == 16:
-        return padded["HP"] * padded["DH"] <= 512 and (padded["DH"] <= 32 or arch < 100)
-    return padded["CP"] == 32 and padded["HP"] <= 8 and padded["DH"] <= 32
+    if padded["CP"] > 32 or (arch >= 100 and padded["DH"] == 64):
+        return False
+    return padded["HP"] * padded["DH"] * padded["CP"] <= 4096
 
 
 def pairs_config(sizes: Sizes) -> Config:

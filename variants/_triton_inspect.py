@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._triton_config import Config, Sizes, backward_config, forward_config, gather_config
+from ._triton_config import Config, Sizes, backward_config, forward_config, gather_config, pairs_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +100,7 @@ class Inspection:
 _TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _BY_DTYPE = ("Q", "K", "V", "O", "DO", "DK", "DV")
 _OTHER = {"BASE": "*i32", "START": "*i32", "STOP": "*i32", "QUERIES": "*i32", "HOLDERS": "*i32", "IDX": "*i64",
-          "FIRST": "*i64", "MASK": "*u8", "N": "i32", "SLOTS": "i32"}  # fmt: skip
+          "FIRST": "*i64", "MASK": "*u8", "N": "i32", "SLOTS": "i32", "pairs": "i32"}  # fmt: skip
 
 
 KERNELS: dict[str, dict[str, Any]] = {
@@ -109,6 +109,7 @@ KERNELS: dict[str, dict[str, Any]] = {
     "backward": {"direction": "backward"},
     "backward, holes": {"direction": "backward", "holes": True},
     "backward, deterministic": {"direction": "backward", "deterministic": True},
+    "backward, pairs": {"direction": "pairs"},
     "gather forward": {"direction": "forward", "gather": True},
     "gather backward": {"direction": "backward", "gather": True},
     "gather backward, deterministic": {"direction": "backward", "gather": True, "deterministic": True},
@@ -116,11 +117,14 @@ KERNELS: dict[str, dict[str, Any]] = {
 }
 """Every main kernel that is shipped, as arguments of ``inspect_shipped``."""
 
-FAMILIES = (
-    (4, 32, 16), (1, 8, 4), (3, 24, 5), (4, 16, 16), (8, 16, 16), (8, 32, 16), (2, 64, 16), (16, 8, 16), (12, 32, 16),
-    (8, 64, 16), (4, 32, 32), (16, 32, 32), (4, 32, 64), (1, 64, 64), (16, 64, 64),
-)  # fmt: skip
-"""Heads, head_dim and channels: each kind of shipped configuration once, the usual sizes first, the largest last."""
+SIZES = tuple(
+    (heads[ragged], head_dim[ragged], channels[ragged])
+    for channels in ((16, 5), (32, 24), (64, 48))
+    for head_dim in ((16, 8), (32, 24), (64, 48))
+    for heads in ((4, 3), (8, 7), (16, 13))
+    for ragged in (False, True)
+)
+"""Heads, head_dim and channels: each padded size that the kernels are compiled for, filled and not."""
 
 
 def inspect_shipped(
@@ -139,16 +143,17 @@ def inspect_shipped(
 ) -> Inspection:
     """The main kernel of ``direction`` ("forward", "backward") as ``triton_fused`` would launch it on ``sm_<arch>``.
 
-    ``gather``: that of the gather mode; there "keys" is the deterministic backward's second kernel.
+    "pairs": the second pass of a split backward. ``gather``: that of the gather mode; there "keys" is the deterministic
+    backward's second kernel.
     """
-    import torch
-
-    pair_dtype = pair_dtype or dtype
-    sizes = Sizes(getattr(torch, dtype), getattr(torch, pair_dtype), heads, head_dim, channels)
-    kernel, config, constants = (_gather if gather else _band)(direction, sizes, arch, deterministic, config)
-    if not gather:
+    sizes = sizes_of(dtype, pair_dtype or dtype, heads, head_dim, channels)
+    config = config or shipped(direction, sizes, arch, gather=gather)
+    kernel, constants = (_gather if gather else _band)(direction, sizes, config, deterministic)
+    if "HAS_MASK" in kernel.arg_names:
         constants["HAS_MASK"] = holes
-    types = {name: _argument_type(name, dtype, pair_dtype) for name in kernel.arg_names if name not in constants}
+    types = {
+        name: _argument_type(name, dtype, pair_dtype or dtype) for name in kernel.arg_names if name not in constants
+    }
     if constants.get("ATOMIC") and gather:
         types |= {"DK": "*fp32", "DV": "*fp32"}
     if gather:
@@ -157,37 +162,48 @@ def inspect_shipped(
     return inspect(kernel, signature, constants, arch=arch, pairs=config.rows * config.cols, **config.options())
 
 
-def _band(
-    direction: str, sizes: Sizes, arch: int, deterministic: bool, config: Config | None
-) -> tuple[Any, Config, dict[str, Any]]:
+def sizes_of(dtype: str, pair_dtype: str, heads: int, head_dim: int, channels: int) -> Sizes:
+    """Of dtypes by name."""
+    import torch
+
+    return Sizes(getattr(torch, dtype), getattr(torch, pair_dtype), heads, head_dim, channels)
+
+
+def shipped(direction: str, sizes: Sizes, arch: int, *, gather: bool = False) -> Config:
+    """The configuration that ``direction`` is launched with where nobody has tuned it."""
+    if gather:
+        return gather_config("forward" if direction == "forward" else "backward", sizes, arch)
+    if direction == "pairs":
+        return pairs_config(sizes)
+    return (forward_config if direction == "forward" else backward_config)(sizes, arch)
+
+
+def _band(direction: str, sizes: Sizes, config: Config, deterministic: bool) -> tuple[Any, dict[str, Any]]:
     if direction == "forward":
         from ._triton_forward import forward_band
 
-        config = config or forward_config(sizes, arch)
-        return forward_band, config, sizes.padded() | config.forward_constants()
-    from ._triton_backward import backward_band
+        return forward_band, sizes.padded() | config.forward_constants()
+    from ._triton_backward import backward_band, backward_pairs
 
-    config = config or backward_config(sizes, arch)
-    return backward_band, config, sizes.padded() | config.backward_constants() | {"ATOMIC": not deterministic}
+    if direction == "pairs":
+        padded = {name: sizes.padded()[name] for name in ("H", "C", "HP", "CP")}
+        return backward_pairs, padded | config.pairs_constants()
+    return backward_band, sizes.padded() | config.backward_constants() | {"ATOMIC": not deterministic}
 
 
-def _gather(
-    direction: str, sizes: Sizes, arch: int, deterministic: bool, config: Config | None
-) -> tuple[Any, Config, dict[str, Any]]:
+def _gather(direction: str, sizes: Sizes, config: Config, deterministic: bool) -> tuple[Any, dict[str, Any]]:
     from . import _triton_gather as kernels
 
-    config = config or gather_config("forward" if direction == "forward" else "backward", sizes, arch)
     constants = sizes.padded() | config.gather_constants()
     if direction == "backward":
-        return kernels.backward_gather, config, constants | {"ATOMIC": not deterministic}
-    kernel = kernels.forward_gather if direction == "forward" else kernels.backward_gather_keys
-    return kernel, config, constants
+        return kernels.backward_gather, constants | {"ATOMIC": not deterministic}
+    return kernels.forward_gather if direction == "forward" else kernels.backward_gather_keys, constants
 
 
 def _argument_type(name: str, dtype: str, pair_dtype: str) -> str:
     if name in _BY_DTYPE:
         return _TYPES[dtype]
-    if name in ("P", "DP"):
+    if name in ("P", "DP", "G"):
         return _TYPES[pair_dtype]
     if name in _OTHER:
         return _OTHER[name]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ._triton_config import Config, Sizes
+from ._triton_config import SPLITS, Config, Sizes
 from ._triton_tuned import (
     AUTOTUNE,
     TUNED_FILE,
@@ -96,7 +96,7 @@ class TuningError(RuntimeError):
 
 
 def candidates(kernel: Kernel) -> tuple[Config, ...]:
-    """The shipped default first, then what is worth trying: a dozen."""
+    """The shipped default first, then what is worth trying: a dozen or two."""
     if kernel.mode == "gather":
         rows = [Config(1, cols, warps, 1) for cols in (16, 32, 64) for warps in (2, 4, 8)]
     elif kernel.direction == "forward":
@@ -110,8 +110,16 @@ def candidates(kernel: Kernel) -> tuple[Config, ...]:
             Config(16, 16, 4, 1), Config(16, 16, 4, 2), Config(16, 16, 4, 3), Config(16, 16, 4, 2, 168),
             Config(16, 16, 8, 1), Config(16, 16, 8, 2), Config(32, 16, 4, 2), Config(32, 16, 8, 1),
             Config(16, 32, 8, 1), Config(16, 32, 8, 2),
+            *(Config(16, 16, warps, stages, split_heads=split) for split in _splits(kernel.sizes)
+              for warps, stages in ((4, 1), (4, 2), (8, 1))),
         ]  # fmt: skip
     return tuple(dict.fromkeys([kernel.shipped(), *rows]))
+
+
+def _splits(sizes: Sizes) -> tuple[int, ...]:
+    """The widest groups of heads that a split backward may have: all heads, and half of them."""
+    heads = sizes.padded()["HP"]
+    return tuple(n for n in SPLITS if heads // 2 <= n <= heads)
 
 
 def tune_kernel(kernel: Kernel, bench: Bench, clock: Callable[[], float] = time.perf_counter) -> Tuning:

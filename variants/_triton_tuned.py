@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ._triton_config import Config, Sizes, backward_config, forward_config, gather_config
+from ._triton_config import SPLITS, Config, Sizes, backward_config, forward_config, gather_config
 
 TUNED_FILE, AUTOTUNE = "PALLATOM_TRITON_TUNED", "PALLATOM_TRITON_AUTOTUNE"
 FORMAT = 2
@@ -178,6 +178,9 @@ def _config(path: Path, key: str, entry: Any) -> Config:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not whole and not (name in ("max_registers", "split_heads") and value is None):
             raise _malformed(path, f"for {key!r}: {name} {value!r}, not a whole number of at least 1")
+    split = given.get("split_heads")
+    if split is not None and split not in SPLITS:
+        raise _malformed(path, f"for {key!r}: split_heads {split!r}, not one of {', '.join(map(str, SPLITS))}")
     return Config(**given)
 
 

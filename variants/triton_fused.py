@@ -49,10 +49,12 @@ from ._backend import Backend, Cost, Mode, Shape, UnsupportedError, operation_fl
 from ._band import BandPlan, NotABand, band_plan
 from ._registry import require
 from ._remember import remembered
+from ._triton_config import Sizes, backward_config
 from ._triton_tune import tuning_ms
 
 MAX_HEADS, MAX_HEAD_DIM, MAX_CHANNELS = 16, 64, 64
 _WHO = "TritonFusedBlock"
+_COST_ARCH = 90  # a shape names no architecture
 
 
 class TritonFusedBlock(AtomTransformerBlock):
@@ -180,7 +182,8 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     """The operation's floor and little else: p read once a pass and dp written once, scores made again in the backward.
 
     Peak above the inputs: O and the log-sum-exp; with the backward also dp, dQ, dK, dV, dQ's fp32 accumulator,
-    delta, and one partial weight gradient per 16 keys.
+    delta, and one partial weight gradient per 16 keys. A split backward holds g = rstd dS too, writes it and reads it,
+    and reads p once more for each group of heads.
     """
     flops, bytes_ = operation_floor(shape, mode)
     rows = shape.batch * shape.n_atom
@@ -190,8 +193,16 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     scores = shape.live_pairs * shape.heads * 2 * (shape.head_dim + shape.c_pair)
     accumulator = 4 * rows * shape.heads * shape.head_dim
     partial = 4 * (rows // 16 + 1) * max(16, shape.c_pair) * max(4, shape.heads)
-    peak = 4 * shape.atom_bytes + 2 * stats + accumulator + partial + shape.p_bytes
-    return Cost(flops + scores, bytes_ + 4 * stats + 4 * accumulator + 2 * partial, peak)
+    split = backward_config(_sizes(shape), _COST_ARCH).split_heads
+    g = 0 if split is None else shape.n_pairs * shape.heads * shape.pair_itemsize
+    again = 0 if split is None else -(-shape.heads // split) * shape.live_pairs * shape.c_pair * shape.pair_itemsize
+    peak = 4 * shape.atom_bytes + 2 * stats + accumulator + partial + shape.p_bytes + g
+    return Cost(flops + scores, bytes_ + 4 * stats + 4 * accumulator + 2 * partial + 2 * g + again, peak)
+
+
+def _sizes(shape: Shape) -> Sizes:
+    dtype, pair_dtype = (torch.bfloat16 if n == 2 else torch.float32 for n in (shape.itemsize, shape.pair_itemsize))
+    return Sizes(dtype, pair_dtype, shape.heads, shape.head_dim, shape.c_pair)
 
 
 def _probe(device: str) -> list[str]:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +32,34 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class Job:
+    """One kernel to compile: its name in ``KERNELS``, architecture, dtype, and heads, head_dim and channels."""
+
+    kernel: str
+    arch: int
+    dtype: str
+    size: tuple[int, int, int]
+
+    def labels(self) -> dict[str, Any]:
+        """What it is, and what it is made of and by: equal where compiling again would give the same."""
+        from variants._triton_inspect import KERNELS, shipped, sizes_of
+        from variants._triton_tuned import toolchain
+
+        kernel = KERNELS[self.kernel]
+        gather, sizes = bool(kernel.get("gather")), sizes_of(self.dtype, self.dtype, *self.size)
+        part = "gather" if gather else "forward" if kernel["direction"] == "forward" else "backward"
+        heads, head_dim, channels = self.size
+        return {
+            "shipped_as": self.kernel,
+            "dtype": self.dtype,
+            "size": f"H{heads} D{head_dim} C{channels}",
+            "sm": self.arch,
+            "config": asdict(shipped(kernel["direction"], sizes, self.arch, gather=gather)),
+            "toolchain": toolchain(part),
+        }
+
+
 @opt.reported
 def inspect(
     arch: Annotated[list[str], typer.Option(help="Compute capabilities, e.g. 80,90,100.")] = list(ARCHITECTURES),  # noqa: B006
@@ -34,16 +68,24 @@ def inspect(
     head_dim: Annotated[int, typer.Option(min=1, max=64)] = 32,
     channels: Annotated[int, typer.Option(min=1, max=64, help="Pair channels C.")] = 16,
     every_kernel: Annotated[
-        bool, typer.Option("--every-kernel", help="Also under a mask, deterministic, and in the gather mode.")
+        bool,
+        typer.Option(
+            "--every-kernel", help="Also under a mask, deterministic, a split one's end, and the gather mode."
+        ),
     ] = False,
     every_size: Annotated[
-        bool, typer.Option("--every-size", help="Each kind of shipped configuration, up to the largest; minutes.")
+        bool, typer.Option("--every-size", help="Each padded size, filled and not: 54 of them, minutes per kernel.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep each result as a JSON line of this file; what it holds already is not compiled again."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one per core]")] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Compile the fused kernels offline and read their machine code: registers, spills, occupancy, instructions.
 
-    Needs triton and no GPU. Exits with 1 if a kernel spills.
+    Needs triton and no GPU. Exits with 1 if a kernel spills or does not compile.
     """
     unknown = [a for a in opt.words(arch) if a not in ARCHITECTURES]
     if unknown:
@@ -52,36 +94,97 @@ def inspect(
     odd = [d for d in opt.words(dtype) if d not in known]
     if odd:
         raise opt.BadAxis(f"--dtype: expected {', '.join(known)}, got {odd[0]}")
-    from variants._triton_inspect import FAMILIES, KERNELS
+    from variants._triton_inspect import KERNELS, SIZES
 
-    rows = [
-        _inspected(kernel, int(a), d, size)
-        for size in (FAMILIES if every_size else [(heads, head_dim, channels)])
+    asked = [
+        Job(kernel, int(a), d, size)
+        for size in (SIZES if every_size else [(heads, head_dim, channels)])
         for d in opt.words(dtype)
         for a in opt.words(arch)
         for kernel in (KERNELS if every_kernel else DIRECTIONS)
     ]
+    rows = list(_kept(asked, out, jobs or os.cpu_count() or 1))
     if as_json:
         print(json.dumps(rows))
     else:
         _render(rows)
-    if any(row["spills"] for row in rows):
+    if any(row.get("error") or row["spills"] for row in rows):
         raise typer.Exit(opt.FAILED)
 
 
-def _inspected(kernel: str, arch: int, dtype: str, size: tuple[int, int, int]) -> dict[str, Any]:
+def _kept(asked: list[Job], out: Path | None, processes: int) -> Iterator[dict[str, Any]]:
+    """A row for each job: from the file, or else compiled and at once added to it."""
+    known = {} if out is None else {_key(row): row for row in _read(out)}
+    missing = [job for job in asked if _key(job.labels()) not in known]
+    for row in _compiled(missing, min(processes, len(missing))):
+        known[_key(row)] = row
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    return (known[_key(job.labels())] for job in asked)
+
+
+def _compiled(missing: list[Job], processes: int) -> Iterator[dict[str, Any]]:
+    if processes <= 1:
+        yield from map(_inspected, missing)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_inspected, missing)
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row[name] for name in ("shipped_as", "dtype", "size", "sm", "config", "toolchain")])
+
+
+def _read(out: Path) -> Iterator[dict[str, Any]]:
+    """The file's rows; a last line that a kill cut off is passed over, and what failed to compile is tried again."""
+    if not out.exists():
+        return
+    lines = out.read_text(errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            _key(row)
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines) and not line.endswith("\n"):
+                with out.open("a") as file:  # what is added next begins a line of its own
+                    file.write("\n")
+                continue
+            if line.strip() and not line.startswith('{"shipped_as":'):
+                raise opt.BadAxis(
+                    f"--out: {out}:{number}: expected a row of inspect, got {line.strip()[:60]!r}"
+                ) from None
+            continue
+        if not row.get("error"):
+            yield row
+
+
+def _inspected(job: Job) -> dict[str, Any]:
     from variants._triton_inspect import KERNELS, inspect_shipped
 
-    heads, head_dim, channels = size
-    found = inspect_shipped(
-        **KERNELS[kernel], arch=arch, dtype=dtype, heads=heads, head_dim=head_dim, channels=channels
-    )
-    return {"shipped_as": kernel, "dtype": dtype, "size": f"H{heads} D{head_dim} C{channels}"} | found.summary()
+    heads, head_dim, channels = job.size
+    try:
+        found = inspect_shipped(
+            **KERNELS[job.kernel], arch=job.arch, dtype=job.dtype, heads=heads, head_dim=head_dim, channels=channels
+        )
+    except Exception as e:  # that a kernel does not compile is a result, and costs no other
+        return job.labels() | {"error": f"{type(e).__name__}: {e}"[:500]}
+    return job.labels() | found.summary()
 
 
 def _render(rows: list[dict[str, Any]]) -> None:
     table = Table("kernel", "sizes", "arch", "dtype", *COLUMNS.values())
     for row in rows:
-        figures = (f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS)
-        table.add_row(row["shipped_as"], row["size"], row["arch"], show.SHORT[row["dtype"]], *figures)
-    show.console().print(table)
+        head = (row["shipped_as"], row["size"], f"sm_{row['sm']}", show.SHORT[row["dtype"]])
+        if row.get("error"):
+            table.add_row(*head, row["error"])
+            continue
+        table.add_row(*head, *(f"{row[n]:.3g}" if isinstance(row[n], float) else str(row[n]) for n in COLUMNS))
+    console = show.console()
+    console.print(table)
+    spill = sum(bool(row.get("spills")) for row in rows)
+    failed = sum(bool(row.get("error")) for row in rows)
+    console.print(
+        f"{len(rows)} compiled kernels: {spill or 'none'} with spills, {failed or 'none'} that did not compile."
+    )

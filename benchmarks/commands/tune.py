@@ -156,4 +156,6 @@ def _label(config: Config) -> str:
     parts = [f"{config.rows} x {config.cols}", f"{config.num_warps} warps", f"{config.num_stages} stages"]
     if config.max_registers is not None:
         parts.append(f"{config.max_registers} registers")
+    if config.split_heads is not None:
+        parts.append(f"{config.split_heads} heads a program, dp apart")
     return ", ".join(parts)
