@@ -15,7 +15,7 @@ from tests.seam import Seam, scattered, seam
 from tests.variant_cases import CASES, PARAMETERS, answer, errors, problem, reference
 from variants import _triton_tune, _triton_tuned, triton_fused
 from variants._op import attention_reference
-from variants._triton_config import Config, Sizes
+from variants._triton_config import Config, Sizes, backward_config
 from variants._triton_tuned import Kernel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -104,7 +104,7 @@ def hold(found: dict[str, float], dtype: torch.dtype) -> None:
 
 SIZES = [
     *((torch.bfloat16, size) for size in [(1, 8, 4), (3, 24, 5), (8, 32, 16), (4, 32, 64), (16, 32, 32), (16, 64, 64)]),
-    *((torch.float16, size) for size in [(2, 64, 16), (1, 64, 64)]),
+    *((torch.float16, size) for size in [(2, 64, 16), (1, 64, 64), (16, 64, 16)]),
     *((torch.float32, size) for size in [(3, 24, 5), (8, 32, 16), (16, 32, 32)]),
 ]
 
@@ -124,6 +124,18 @@ def test_usual_sizes_over_many_tiles(dtype: torch.dtype, holes: bool) -> None:
     heads, head_dim, channels = USUAL
     shape = {"batch": 2, "heads": heads, "head_dim": head_dim, "channels": channels}
     hold(worst(on_gpu(seam(1031, 433, item_masks=holes, **shape), dtype)), dtype)
+
+
+@pytest.mark.parametrize("size", [(12, 32, 32), (4, 32, 64)], ids=str)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_split_backward_over_many_tiles(size: tuple[int, int, int], deterministic: bool) -> None:
+    """Two groups of heads, or one; several programs of the pass over pairs; NaN in every dead slot of p."""
+    torch.use_deterministic_algorithms(deterministic)
+    heads, head_dim, channels = size
+    sizes = Sizes(torch.bfloat16, torch.bfloat16, *size)
+    assert backward_config(sizes, _arch()).split_heads is not None
+    shape = {"batch": 2, "heads": heads, "head_dim": head_dim, "channels": channels}
+    hold(worst(on_gpu(seam(1031, 433, item_masks=True, **shape), torch.bfloat16)), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -16,7 +16,7 @@ from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from tests.seam import errors as seam_errors
 from tests.seam import scattered, seam
 from tests.variant_cases import CASES, answer, errors, problem, reference
-from variants import _triton_bench, _triton_tune, triton_fused
+from variants import _triton_bench, _triton_config, _triton_tune, triton_fused
 from variants._backend import UnsupportedError
 from variants._band import band_plan
 from variants._op import attention_reference
@@ -201,13 +201,14 @@ def test_sizes_that_ship_split(size: tuple[int, int, int]) -> None:
 
 def test_the_pass_over_pairs_crosses_programs_and_ends_anywhere(monkeypatch) -> None:
     """Several programs, the last one not full, and dW the sum of their parts: as one kernel has it."""
-    monkeypatch.setattr(Config, "pairs_constants", lambda self: {"BP": 64, "TILES": 2, "PARTS": 4})
+    for module in (_triton_config, triton_fused.launch):
+        monkeypatch.setattr(module, "PAIRS_A_PROGRAM", 256)
     made = seam(37, 12, heads=6, channels=8, head_dim=16)
     q, k, v, p = (x.nan_to_num().half() for x in made.inputs)
     norm, weight = made.block.norm_pair.weight.detach(), made.block.pair_bias.weight.detach()
     plan = band_plan(made.neighbor_idx, made.valid_mask)
     given = triton_fused._problem(q, k, v, p, norm, weight, made.valid_mask, 1e-5)
-    assert p[..., 0].numel() % 128 != 0
+    assert p[..., 0].numel() % 256 != 0
     o, lse = triton_fused.launch.forward(given, plan)
     whole = Config(16, 16, 4, 1)
     apart, again, one = (

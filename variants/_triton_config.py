@@ -10,6 +10,10 @@ SPLITS = (4, 8, 16)
 """How many heads a program of a split backward may take: what heads are padded to."""
 
 
+PAIRS_A_PROGRAM = 8192
+"""Of the pass that makes dp of a split backward: one partial sum of dW for so many."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What a kernel is compiled for, beside its tile: dtypes and the sizes that do not grow with the system."""
@@ -70,8 +74,7 @@ class Config:
         return self.forward_constants() | {"EDGE_STAGES": self.edge_stages, "SPLIT": bool(heads)} | heads
 
     def pairs_constants(self) -> dict[str, int]:
-        """32 tiles a program: a partial sum of dW for that many, and several programs for each multiprocessor."""
-        return {"BP": self.cols, "TILES": 32, "PARTS": self.num_warps}
+        return {"BP": self.cols, "TILES": PAIRS_A_PROGRAM // self.cols, "PARTS": self.num_warps}
 
     def gather_constants(self) -> dict[str, int]:
         """A tile is ``cols`` slots of one row; a warp has its part of the products with p where that is 16 of them."""

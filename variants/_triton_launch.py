@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._band import BandPlan
 from ._remember import remembered
-from ._triton_config import Config, Sizes, pairs_config, pow2
+from ._triton_config import PAIRS_A_PROGRAM, Config, Sizes, pairs_config, pow2
 from ._triton_tune import choose
 from ._triton_tuned import Direction
 
@@ -181,8 +181,10 @@ def backward(
     delta = torch.empty((b, n, h), dtype=torch.float32, device=device)
     dq_parts = torch.empty((b, parts, n, h, d), dtype=torch.float32, device=device)
     dk, dv, dp = torch.empty_like(problem.k), torch.empty_like(problem.v), torch.empty_like(p)
-    dw_parts = torch.empty((b * blocks, dims["CP"], dims["HP"]), dtype=torch.float32, device=device)
     split = config.split_heads
+    dw_parts = torch.empty(
+        (b * blocks if split is None else 0, dims["CP"], dims["HP"]), dtype=torch.float32, device=device
+    )
     by_pair, groups = (dp, 1) if split is None else (p.new_empty((b, n, slots, h)), _blocks(h, split))
     row_grid = (_blocks(n, _ROWS), b)
     kernels.backward_prepare[row_grid](
@@ -209,7 +211,7 @@ def _pair_gradients(problem: Problem, g: Tensor, dp: Tensor) -> Tensor:
     """Writes dp, all of it, of ``g = rstd dS [B, N, K, H]``; gives dW's parts."""
     config, dims = pairs_config(problem.compiled_for), problem.dims()
     constants, pairs = config.pairs_constants(), g.numel() // g.shape[3]
-    programs = _blocks(pairs, constants["BP"] * constants["TILES"])
+    programs = _blocks(pairs, PAIRS_A_PROGRAM)
     dw_parts = torch.empty((programs, dims["CP"], dims["HP"]), dtype=torch.float32, device=g.device)
     _kernels("backward").backward_pairs[(programs,)](
         problem.p, g, problem.weight, problem.gamma, dp, dw_parts, pairs, problem.eps,

@@ -17,6 +17,8 @@ are batched over heads and give each warp its heads; only the bias (C/H times sm
 is written as it is made; only dQ is shared, by fp32 atomics, or under ``torch.use_deterministic_algorithms`` by one
 slot per (query, key block) summed in order. Saved for it: O, and the log-sum-exp of each row and head. Nothing of size
 N·K exists beside p and dp. With x̂ the normalised row and G = dS·Wcᵀ: dp = rstd·(G − x̂·<x̂, G>/C), dWc = Σ x̂ᵀ dS.
+Where that needs more than 255 registers a thread (H D C beyond 4,096, or C beyond 32) it is *split*: groups of heads
+each walk the band and write g = rstd·dS (H/C of p, while the backward runs), and a pass over p and g makes dp and dW.
 
 *Budget* (bf16, H 4, D 32, C 16), a pair: 32 bytes of p a pass, and 4.3 warp instructions forward, 10 backward. An H200
 (4.27 TB/s, 528 schedulers at 1.75 GHz) could issue 7 while those bytes move. Measured there at 65k atoms: the forward
@@ -49,7 +51,7 @@ from ._backend import Backend, Cost, Mode, Shape, UnsupportedError, operation_fl
 from ._band import BandPlan, NotABand, band_plan
 from ._registry import require
 from ._remember import remembered
-from ._triton_config import Sizes, backward_config
+from ._triton_config import PAIRS_A_PROGRAM, Sizes, backward_config
 from ._triton_tune import tuning_ms
 
 MAX_HEADS, MAX_HEAD_DIM, MAX_CHANNELS = 16, 64, 64
@@ -192,8 +194,9 @@ def cost(shape: Shape, mode: Mode) -> Cost:
         return Cost(flops, bytes_ + stats, shape.atom_bytes + stats)
     scores = shape.live_pairs * shape.heads * 2 * (shape.head_dim + shape.c_pair)
     accumulator = 4 * rows * shape.heads * shape.head_dim
-    partial = 4 * (rows // 16 + 1) * max(16, shape.c_pair) * max(4, shape.heads)
     split = backward_config(_sizes(shape), _COST_ARCH).split_heads
+    parts = rows // 16 if split is None else shape.n_pairs // PAIRS_A_PROGRAM
+    partial = 4 * (parts + 1) * max(16, shape.c_pair) * max(4, shape.heads)
     g = 0 if split is None else shape.n_pairs * shape.heads * shape.pair_itemsize
     again = 0 if split is None else -(-shape.heads // split) * shape.live_pairs * shape.c_pair * shape.pair_itemsize
     peak = 4 * shape.atom_bytes + 2 * stats + accumulator + partial + shape.p_bytes + g
