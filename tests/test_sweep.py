@@ -213,7 +213,11 @@ SWEEP = [
 
 def start_sweep(out: Path, tree: Path = ROOT) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks", "sweep", "--device", "cpu", *SWEEP, "--out", str(out)]
-    return subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # a shell starts its background jobs with Control-C ignored, and children inherit that
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed
+    )
 
 
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:

@@ -59,12 +59,27 @@ def backward_prepare(
 
 
 @triton.jit
+def _queries(Q, DO, LSE, DELTA, q_off, stat_off, present, hd, real_h, WHOLE: tl.constexpr):
+    """Q and dO ``[HP, BM, DH]`` and the rows' statistics ``[HP, BM]`` of a tile."""
+    if WHOLE:
+        return tl.load(Q + q_off), tl.load(DO + q_off), tl.load(LSE + stat_off), tl.load(DELTA + stat_off)
+    there = present[None, :, None] & hd
+    stat = present[None, :] & real_h[:, None]
+    return (
+        tl.load(Q + q_off, mask=there, other=0.0),
+        tl.load(DO + q_off, mask=there, other=0.0),
+        tl.load(LSE + stat_off, mask=stat, other=float("inf")),
+        tl.load(DELTA + stat_off, mask=stat, other=0.0),
+    )
+
+
+@triton.jit
 def _backward_tile(
     m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
     w2, wt, scale2, eps,
-    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, SPLIT: tl.constexpr, H: tl.constexpr,
-    D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PARTS: tl.constexpr,
+    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, SPLIT: tl.constexpr, CROWDED: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """BM queries from atom ``m0`` on x the program's BN keys: writes dp and dQ's share, updates ``(dk, dv, dw)``.
 
@@ -103,16 +118,8 @@ def _backward_tile(
         p = tl.load(P + origin * C + offset)
     else:
         p = tl.load(P + origin * C + offset, mask=(c < C)[None, None, :], other=0.0)
-    if whole:
-        q = tl.load(Q + q_off)
-        do = tl.load(DO + q_off)
-        lse = tl.load(LSE + stat_off)
-        delta = tl.load(DELTA + stat_off)
-    else:
-        q = tl.load(Q + q_off, mask=present[None, :, None] & hd, other=0.0)
-        do = tl.load(DO + q_off, mask=present[None, :, None] & hd, other=0.0)
-        lse = tl.load(LSE + stat_off, mask=present[None, :] & (h < H)[:, None], other=float("inf"))
-        delta = tl.load(DELTA + stat_off, mask=present[None, :] & (h < H)[:, None], other=0.0)
+    if not CROWDED:
+        q, do, lse, delta = _queries(Q, DO, LSE, DELTA, q_off, stat_off, present, hd, h < H, whole)  # pyright: ignore[reportGeneralTypeIssues]
 
     # scores again, transposed, [head, keys, queries]: so A and dS are dV's and dK's left operands as they are
     x, rstd = normalise(p, eps, C, CP)  # pyright: ignore[reportGeneralTypeIssues]
@@ -120,6 +127,8 @@ def _backward_tile(
     rstd3 = tl.broadcast_to(rstd[:, :, None], [PARTS, PAIRS // PARTS, HP])
     rstd3 = tl.permute(tl.reshape(rstd3, [BM, BN, HP]), (2, 1, 0))
     bias = tl.permute(tl.reshape(y, [BM, BN, HP]), (2, 1, 0)) * rstd3
+    if CROWDED:
+        q, do, lse, delta = _queries(Q, DO, LSE, DELTA, q_off, stat_off, present, hd, h < H, whole)
     if EDGE:
         bias = tl.where(tl.permute(live[:, :, None], (2, 1, 0)), bias, LOWEST)
     s = dot(k, tl.permute(q, (0, 2, 1)), bias)
@@ -183,6 +192,8 @@ def backward_band(
 
     SPLIT: HP of the H heads a program, on the grid's third axis; ``DP`` takes g, of which ``backward_pairs`` makes dp.
     """
+    # the masks of what is padded take the registers that would else hold more of a tile at once, or another loop's
+    CROWDED: tl.constexpr = SPLIT and (H % HP != 0 or DH != D or CP != C)  # pyright: ignore[reportAssignmentType]
     pid = tl.program_id(0)
     blocks = tl.num_programs(0)
     b = tl.program_id(1).to(tl.int64)
@@ -216,30 +227,32 @@ def backward_band(
     scale2 = scale * LOG2_E
     first = tl.load(QUERIES + pid)
     last = tl.load(QUERIES + blocks + pid)
-    inner_first = tl.load(QUERIES + 2 * blocks + pid)
-    inner_last = tl.load(QUERIES + 3 * blocks + pid)
-    edge_end = tl.minimum(first + tl.cdiv(inner_first - first, BM) * BM, last)
-    if HAS_MASK:
-        edge_end = last
-    inner_end = edge_end + tl.maximum(inner_last - edge_end, 0) // BM * BM
+    PEELED: tl.constexpr = not HAS_MASK and not CROWDED  # pyright: ignore[reportAssignmentType]
+    edge_end = last
+    if PEELED:  # edge tiles, interior tiles, edge tiles again
+        inner_first = tl.load(QUERIES + 2 * blocks + pid)
+        inner_last = tl.load(QUERIES + 3 * blocks + pid)
+        edge_end = tl.minimum(first + tl.cdiv(inner_first - first, BM) * BM, last)
+        inner_end = edge_end + tl.maximum(inner_last - edge_end, 0) // BM * BM
     for m0 in tl.range(first, edge_end, BM, num_stages=EDGE_STAGES):
         dk, dv, dw = _backward_tile(
             m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
-            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, SPLIT, H, D, C, HP, DH, CP,
-            BM, BN, PARTS,
+            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, SPLIT, CROWDED,
+            H, D, C, HP, DH, CP, BM, BN, PARTS,
         )  # fmt: skip
-    for m0 in range(edge_end, inner_end, BM):
-        dk, dv, dw = _backward_tile(
-            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
-            w2, wt, scale2, eps, False, HAS_MASK, ATOMIC, SPLIT, H, D, C, HP, DH, CP,
-            BM, BN, PARTS,
-        )  # fmt: skip
-    for m0 in tl.range(inner_end, last, BM, num_stages=EDGE_STAGES):
-        dk, dv, dw = _backward_tile(
-            m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
-            w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, SPLIT, H, D, C, HP, DH, CP,
-            BM, BN, PARTS,
-        )  # fmt: skip
+    if PEELED:
+        for m0 in range(edge_end, inner_end, BM):
+            dk, dv, dw = _backward_tile(
+                m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
+                w2, wt, scale2, eps, False, HAS_MASK, ATOMIC, SPLIT, CROWDED,
+                H, D, C, HP, DH, CP, BM, BN, PARTS,
+            )  # fmt: skip
+        for m0 in tl.range(inner_end, last, BM, num_stages=EDGE_STAGES):
+            dk, dv, dw = _backward_tile(
+                m0, dk, dv, dw, k, v, Q, DO, P, DP, MASK, LSE, DELTA, DQ, BASE, START, STOP, pid, h0, last, N, SLOTS,
+                w2, wt, scale2, eps, True, HAS_MASK, ATOMIC, SPLIT, CROWDED,
+                H, D, C, HP, DH, CP, BM, BN, PARTS,
+            )  # fmt: skip
 
     tl.store(DK + k_off, (dk * scale).to(DK.dtype.element_ty), mask=k_mask)
     tl.store(DV + k_off, dv.to(DV.dtype.element_ty), mask=k_mask)

@@ -30,6 +30,12 @@ class Sizes:
         return {"H": h, "D": d, "C": c, "HP": max(4, pow2(h)), "DH": max(16, pow2(d)), "CP": max(16, pow2(c))}
 
     @property
+    def whole(self) -> bool:
+        """Whether heads, head_dim and channels fill what they are padded to: then no tile has a mask for them."""
+        padded = self.padded()
+        return all(padded[name] == padded[filled] for name, filled in (("H", "HP"), ("D", "DH"), ("C", "CP")))
+
+    @property
     def small(self) -> bool:
         """Whether two warps hold a tile of 16 x 16 pairs: up to 8 heads, 256 channels, 16 aligned pair channels."""
         padded = self.padded()
@@ -97,7 +103,7 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
         return Config(16, 16, 4, 2, None if arch < 100 else 255)
     if padded["HP"] * pair <= 256 and wide < 512:
         if not whole or (pair == 32 and wide == 256):
-            return Config(16, 16, 4, 1)
+            return Config(16, 16, 4, 1, None if arch < 100 else 255)
         return Config(16, 16, 4, 3 if pair == 16 or arch >= 90 else 2)
     if pair == 16:
         return Config(16, 16, 8, 2, 255 if arch >= 100 else None)
@@ -111,23 +117,40 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
         return Config(16, 16, 4 if sizes.small and padded["HP"] * padded["DH"] == 128 else 8, 1)
     if sizes.small and padded["HP"] == 4 and padded["DH"] <= 32:
         return Config(16, 16, 4, 2)
-    if not _one_backward_kernel(padded, arch):
-        return Config(16, 16, 8, 1, split_heads=min(padded["HP"], 16 if padded["DH"] == 16 else 8))
+    if not _one_backward_kernel(sizes, arch):
+        return Config(16, 16, 8, 1, split_heads=min(padded["HP"], _heads_a_program(sizes)))
     return Config(16, 16, 8, 2 if padded["CP"] == 16 else 1)
 
 
-def _one_backward_kernel(padded: dict[str, int], arch: int) -> bool:
+def _one_backward_kernel(sizes: Sizes, arch: int) -> bool:
     """Whether a tile's share of dK, dV and dW, and its p, x and dp in fp32, are within 255 registers of 256 threads."""
-    if padded["CP"] > 32 or (arch >= 100 and padded["DH"] == 64):
+    padded = sizes.padded()
+    elements = padded["HP"] * padded["DH"] * padded["CP"]
+    if not sizes.whole:  # the masks of what is padded are in registers too
+        return padded["DH"] == 16 and elements <= 2048
+    if arch < 90 and padded["CP"] == 32 <= padded["DH"]:
         return False
-    return padded["HP"] * padded["DH"] * padded["CP"] <= 4096
+    if arch >= 100 and (padded["DH"] == 64 or padded["HP"] == 16):
+        return False
+    return padded["CP"] <= 32 and elements <= 4096
+
+
+def _heads_a_program(sizes: Sizes) -> int:
+    """Of a split backward: as many as one's dK and dV leave the rest of a tile enough registers for."""
+    padded = sizes.padded()
+    if padded["DH"] == 64:
+        return 8 if sizes.whole and padded["CP"] == 16 else 4
+    return 16 if sizes.whole and padded["DH"] == 16 else 8
 
 
 def pairs_config(sizes: Sizes) -> Config:
     """The configuration of the pass that makes dp of a split backward: a tile is ``cols`` pairs of any rows."""
     if sizes.single:
         return Config(1, 128, 8, 1)
-    return Config(1, 64 if sizes.padded()["CP"] == 64 else 128, 4, 3)
+    padded = sizes.padded()
+    if padded["CP"] == 64:
+        return Config(1, 64, 4, 3) if padded["HP"] < 16 else Config(1, 32, 2, 3)
+    return Config(1, 128, 4, 3, None if sizes.whole else 168)
 
 
 def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
