@@ -79,6 +79,10 @@ class Config:
         heads = {} if self.split_heads is None else {"HP": self.split_heads}
         return self.forward_constants() | {"EDGE_STAGES": self.edge_stages, "SPLIT": bool(heads)} | heads
 
+    def gather_backward_constants(self) -> dict[str, int]:
+        heads = {} if self.split_heads is None else {"HP": self.split_heads}
+        return self.gather_constants() | {"SPLIT": bool(heads)} | heads
+
     def pairs_constants(self) -> dict[str, int]:
         return {"BP": self.cols, "TILES": PAIRS_A_PROGRAM // self.cols, "PARTS": self.num_warps}
 
@@ -154,10 +158,26 @@ def pairs_config(sizes: Sizes) -> Config:
 
 
 def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
-    """The gather kernels' configuration: 64 slots a tile, or as many as keep the gathered keys in registers."""
+    """The gather kernels' configuration: 64 slots a tile, or as many as keep the gathered rows in registers.
+
+    "keys": of the deterministic backward's second kernel. Left to itself the compiler spills two words here and there
+    to fit one more program; ``max_registers`` is where it does not.
+    """
     padded = sizes.padded()
-    elements, wide = 4096 if direction == "forward" else 2048, padded["HP"] * padded["DH"]
-    return Config(1, max(16, min(64, elements // wide)), 4 if wide < 1024 else 8, 1)
+    pair, wide = padded["CP"], padded["HP"] * padded["DH"]
+    if direction == "forward":
+        limit = 255 if wide == 1024 else 128 if wide <= 128 and not sizes.whole else None
+        cols, warps = max(16, min(64, 4096 // wide)), 4 if wide < 1024 else 8
+        return Config(1, cols, warps, 1, None if sizes.single else limit)
+    if sizes.single:
+        return Config(1, max(16, min(64, 2048 // wide)), 4 if wide < 1024 else 8, 1)
+    split = 8 if direction == "backward" and (padded["HP"] == 16 or wide * pair >= 2**15) else None
+    wide = wide if split is None else split * padded["DH"]
+    cols = 16 if pair == 64 else max(16, min(64, 2048 // wide))
+    if wide >= 512 or (wide == 256 and pair > 16 and split is None):
+        return Config(1, cols, 8, 1, split_heads=split)
+    limit = 168 if wide <= 128 and (split is not None or pair == 16) else 255
+    return Config(1, cols, 4, 1, None if sizes.whole else limit, split_heads=split)
 
 
 def pow2(n: int) -> int:

@@ -32,16 +32,17 @@ from ._triton_common import (
 
 @triton.jit
 def _slots(
-    k0, IDX, MASK, P, K, V, SLOTS,
+    k0, h0, IDX, MASK, P, K, V, SLOTS,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
     BN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """BN slots of one row from ``k0`` on: ``(live [BN], p [PARTS, BN / PARTS, CP], K, V [BN, HP, DH], their offsets)``.
 
+    K and V of the heads from ``h0`` on.
     A slot that is not live may hold any index and any p: neither is looked at.
     """
     slot = k0 + tl.arange(0, BN)
-    h = tl.arange(0, HP)
+    h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
     c = tl.arange(0, CP)
     live = tl.load(MASK + slot, mask=slot < SLOTS, other=0) != 0
@@ -79,7 +80,7 @@ def forward_gather(
     l_i = tl.zeros([HP], tl.float32)
     acc = tl.zeros([HP, DH], tl.float32)
     for k0 in range(0, SLOTS, BN):
-        live, p, k, v, _, _ = _slots(k0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS)
+        live, p, k, v, _, _ = _slots(k0, 0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS)
         s = tl.sum(k * q[None, :, :], 2) + tl.reshape(plain_bias(p, w2, eps, C, CP, HP), [BN, HP])
         s = tl.where(live[:, None], s, LOWEST)
         m_new = tl.maximum(m_i, tl.max(s, 0))
@@ -98,20 +99,25 @@ def forward_gather(
 def backward_gather(
     Q, K, V, P, W, GAMMA, IDX, MASK, O, DO, LSE, DELTA, DQ, DK, DV, DP, DW, N, SLOTS, mask_per_item, scale, eps,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
-    BN: tl.constexpr, PARTS: tl.constexpr, ATOMIC: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr, ATOMIC: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One query x its slots: writes dQ, dp and its share of dWc, ``DW [B N, CP, HP]``.
 
     Adds to dK and dV (fp32), or, not ATOMIC, leaves them and writes ``DELTA [B, N, H]`` for the kernel that makes them.
+
+    SPLIT: HP of the H heads a program, on the grid's third axis; ``DP`` takes ``g = rstd dS [B, N, SLOTS, H]``, of
+    which ``backward_pairs`` makes dp and dWc.
     """
     l = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
-    h = tl.arange(0, HP)
+    h0 = tl.program_id(2) * HP if SPLIT else 0
+    h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
     c = tl.arange(0, CP)
     ptype = P.dtype.element_ty
-    w2 = split_weight(W, GAMMA, LOG2_E, H, C, HP, CP, ptype)
-    wt = spread_weight(W, GAMMA, H, C, HP, CP, ptype)
+    W += h0 * C
+    w2 = split_weight(W, GAMMA, LOG2_E, H - h0, C, HP, CP, ptype)
+    wt = spread_weight(W, GAMMA, H - h0, C, HP, CP, ptype)
     off = (b * N + l) * (H * D) + h[:, None] * D + d[None, :]
     hd = (h < H)[:, None] & (d < D)[None, :]
     q = tl.load(Q + off, mask=hd, other=0.0).to(tl.float32)
@@ -124,12 +130,12 @@ def backward_gather(
     IDX += l * SLOTS
     MASK += (b * mask_per_item * N + l) * SLOTS
     P += (b * N + l) * SLOTS * C
-    DP += (b * N + l) * SLOTS * C
+    DP += (b * N + l) * SLOTS * (H if SPLIT else C)
     dq = tl.zeros([HP, DH], tl.float32)
     dw = tl.zeros([PARTS, CP, 2 * HP], tl.float32)
     for k0 in range(0, SLOTS, BN):
         live, p, k, v, at, at_mask = _slots(
-            k0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS
+            k0, h0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS
         )
         x, rstd = normalise(p, eps, C, CP)
         bias = project(p, x, w2, HP) * rstd[:, :, None]
@@ -140,16 +146,23 @@ def backward_gather(
         if ATOMIC:
             tl.atomic_add(DK + atoms + at, ds[:, :, None] * (q * scale)[None, :, :], mask=at_mask, sem="relaxed")
             tl.atomic_add(DV + atoms + at, a[:, :, None] * do[None, :, :], mask=at_mask, sem="relaxed")
-        x = x * rstd[:, :, None]
-        ds_p = tl.reshape(ds, [PARTS, BN // PARTS, HP]).to(ptype)
-        g = small_dot(repeat(ds_p, wt.shape[0] // HP), wt)
-        dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
         slot = tl.reshape(k0 + tl.arange(0, BN), [PARTS, BN // PARTS])[:, :, None]
+        there = slot < SLOTS
+        ds_p = tl.reshape(ds, [PARTS, BN // PARTS, HP])
         # a dead slot has ds = 0 and so dp = 0
-        tl.store(DP + slot * C + c[None, None, :], dp.to(ptype), mask=(slot < SLOTS) & (c < C)[None, None, :])
-        dw = weight_product(x.to(ptype), ds_p, dw)
+        if SPLIT:
+            g = ds_p * rstd[:, :, None]
+            tl.store(DP + slot * H + h[None, None, :], g.to(ptype), mask=there & (h < H)[None, None, :])
+        else:
+            ds_p = ds_p.to(ptype)
+            x = x * rstd[:, :, None]
+            g = small_dot(repeat(ds_p, wt.shape[0] // HP), wt)
+            dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
+            tl.store(DP + slot * C + c[None, None, :], dp.to(ptype), mask=there & (c < C)[None, None, :])
+            dw = weight_product(x.to(ptype), ds_p, dw)
     tl.store(DQ + off, (dq * scale).to(DQ.dtype.element_ty), mask=hd)
-    tl.store(DW + (b * N + l) * (CP * HP) + c[:, None] * HP + h[None, :], total_weight(dw, CP, HP))
+    if not SPLIT:
+        tl.store(DW + (b * N + l) * (CP * HP) + c[:, None] * HP + h[None, :], total_weight(dw, CP, HP))
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])

@@ -172,7 +172,7 @@ def sizes_of(dtype: str, pair_dtype: str, heads: int, head_dim: int, channels: i
 def shipped(direction: str, sizes: Sizes, arch: int, *, gather: bool = False) -> Config:
     """The configuration that ``direction`` is launched with where nobody has tuned it."""
     if gather:
-        return gather_config("forward" if direction == "forward" else "backward", sizes, arch)
+        return gather_config(direction, sizes, arch)
     if direction == "pairs":
         return pairs_config(sizes)
     return (forward_config if direction == "forward" else backward_config)(sizes, arch)
@@ -194,9 +194,10 @@ def _band(direction: str, sizes: Sizes, config: Config, deterministic: bool) -> 
 def _gather(direction: str, sizes: Sizes, config: Config, deterministic: bool) -> tuple[Any, dict[str, Any]]:
     from . import _triton_gather as kernels
 
-    constants = sizes.padded() | config.gather_constants()
     if direction == "backward":
+        constants = sizes.padded() | config.gather_backward_constants()
         return kernels.backward_gather, constants | {"ATOMIC": not deterministic}
+    constants = sizes.padded() | config.gather_constants()
     return kernels.forward_gather if direction == "forward" else kernels.backward_gather_keys, constants
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._band import BandPlan
 from ._remember import remembered
-from ._triton_config import PAIRS_A_PROGRAM, Config, Sizes, pairs_config, pow2
+from ._triton_config import PAIRS_A_PROGRAM, Config, Sizes, gather_config, pairs_config, pow2
 from ._triton_tune import choose
 from ._triton_tuned import Direction
 
@@ -270,31 +270,37 @@ def backward_gather(
     """``(dQ, dK, dV, dp, dgamma, dW)`` over any neighbour table.
 
     dK and dV are added up by atomics in fp32; deterministic, where the table comes inverted too, key by key from p read
-    a second time.
+    a second time. A configuration that splits the backward takes H / C of p for dS while it runs.
     """
     q, p = problem.q, problem.p
     b, n, h, _, slots, _ = problem.sizes
     config = config or _choose("backward", problem)
-    tile = problem.dims() | config.gather_constants() | config.options()
+    dims = problem.dims()
     shapes = (n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps)
-    kernels, atomic = _kernels("gather"), holders is None
+    kernels, atomic, split = _kernels("gather"), holders is None, config.split_heads
     dq, dp = torch.empty_like(q), torch.empty_like(p)
+    by_pair, groups = (dp, 1) if split is None else (p.new_empty((b, n, slots, h)), _blocks(h, split))
     if atomic:
         dk, dv = (torch.zeros(q.shape, dtype=torch.float32, device=q.device) for _ in range(2))
     else:
         dk, dv = torch.empty_like(problem.k), torch.empty_like(problem.v)
     delta = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
-    dw_parts = torch.empty((b * n, tile["CP"], tile["HP"]), dtype=torch.float32, device=q.device)
+    dw_parts = torch.empty(
+        (b * n if split is None else 0, dims["CP"], dims["HP"]), dtype=torch.float32, device=q.device
+    )
     weights = (problem.weight, problem.gamma)
-    kernels.backward_gather[(n, b)](
-        q, problem.k, problem.v, p, *weights, idx, problem.mask, o, grad_o, lse, delta, dq, dk, dv, dp, dw_parts,
-        *shapes, **tile, ATOMIC=atomic,
+    kernels.backward_gather[(n, b, groups)](
+        q, problem.k, problem.v, p, *weights, idx, problem.mask, o, grad_o, lse, delta, dq, dk, dv, by_pair, dw_parts,
+        *shapes, **dims | config.gather_backward_constants(), ATOMIC=atomic, **config.options(),
     )  # fmt: skip
     if holders is not None:
+        keys = gather_config("keys", problem.compiled_for, problem.arch)
         kernels.backward_gather_keys[(n, b)](
             q, problem.k, problem.v, p, *weights, holders.slots, holders.first, problem.mask, grad_o, lse, delta,
-            dk, dv, *shapes, **tile,
+            dk, dv, *shapes, **dims, **keys.gather_constants(), **keys.options(),
         )  # fmt: skip
+    if split is not None:
+        dw_parts = _pair_gradients(problem, by_pair, dp)
     return dq, dk.to(q.dtype), dv.to(q.dtype), dp, *_weight_gradients(dw_parts, problem)
 
 
