@@ -6,6 +6,8 @@ The interpreter is chosen when triton is first imported, and the offline compile
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +15,15 @@ from torch.utils.checkpoint import checkpoint
 
 import variants
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from tests.seam import band, scattered, seam
 from tests.seam import errors as seam_errors
-from tests.seam import scattered, seam
 from tests.variant_cases import CASES, answer, errors, problem, reference
 from variants import _triton_bench, _triton_config, _triton_tune, triton_fused
 from variants._backend import UnsupportedError
 from variants._band import band_plan
 from variants._op import attention_reference
 from variants._triton_bench import GpuBench
-from variants._triton_config import Config, Sizes, backward_config
+from variants._triton_config import Config, Sizes, backward_config, gather_config
 from variants._triton_launch import backward, in_order, queries_of
 from variants._triton_tuned import Kernel
 
@@ -150,11 +152,12 @@ SPLIT = Config(16, 16, 4, 1, split_heads=4)
 
 @pytest.fixture
 def split(monkeypatch):
-    """Every backward of a band is split, four heads a program, whatever its sizes."""
+    """Every backward is split, four heads a program, whatever its sizes."""
     choose = triton_fused.launch._choose
 
     def chosen(direction, problem, plan=None):
-        return SPLIT if direction == "backward" and plan is not None else choose(direction, problem, plan)
+        config = SPLIT if direction == "backward" and plan is not None else choose(direction, problem, plan)
+        return replace(config, split_heads=4) if direction == "backward" else config
 
     monkeypatch.setattr(triton_fused.launch, "_choose", chosen)
 
@@ -178,15 +181,24 @@ def test_a_split_backward_agrees_with_the_reference(case: str, dtype: torch.dtyp
 
 @pytest.mark.usefixtures("split")
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize(("heads", "channels"), [(6, 5), (8, 40)])
-def test_groups_of_heads_and_a_mask_per_item(heads: int, channels: int, deterministic: bool) -> None:
+@pytest.mark.parametrize(("index", "heads", "channels"), [(band, 6, 5), (band, 8, 40), (scattered, 6, 5)])
+def test_groups_of_heads_and_a_mask_per_item(index: Any, heads: int, channels: int, deterministic: bool) -> None:
     """Two groups, the last one not full; p is NaN in every dead slot, inside its row's band too."""
     torch.use_deterministic_algorithms(deterministic)
-    made = seam(37, 12, batch=2, item_masks=True, heads=heads, head_dim=16, channels=channels)
-    assert triton_fused._band_or_none(made.neighbor_idx, made.valid_mask) is not None
+    made = seam(37, 21, batch=2, index=index, item_masks=True, heads=heads, head_dim=16, channels=channels)
+    assert (triton_fused._band_or_none(made.neighbor_idx, made.valid_mask) is None) == (index is scattered)
     eager = max(seam_errors("gather", made, backward=True).values())
     found = seam_errors("triton_fused", made, backward=True)
     assert max(found.values()) <= max(1e-6, YARDSTICK * eager), found
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_sizes_that_are_gathered_split(deterministic: bool) -> None:
+    """Two groups of heads, the last one not full."""
+    assert gather_config("backward", Sizes(torch.float16, torch.float16, 13, 8, 5), 90).split_heads == 8
+    torch.use_deterministic_algorithms(deterministic)
+    made = _random(13, 9, heads=13, head_dim=8, channels=5, dtypes=(torch.float16, torch.float16))
+    _compare(*made, TOLERANCE[torch.float16])
 
 
 @pytest.mark.parametrize("size", [(16, 64, 16), (5, 24, 40), (1, 64, 64)])
