@@ -192,20 +192,16 @@ def test_groups_of_heads_and_a_mask_per_item(index: Any, heads: int, channels: i
     assert max(found.values()) <= max(1e-6, YARDSTICK * eager), found
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_sizes_that_are_gathered_split(deterministic: bool) -> None:
-    """Two groups of heads, the last one not full."""
-    assert gather_config("backward", Sizes(torch.float16, torch.float16, 13, 8, 5), 90).split_heads == 8
-    torch.use_deterministic_algorithms(deterministic)
-    made = _random(13, 9, heads=13, head_dim=8, channels=5, dtypes=(torch.float16, torch.float16))
-    _compare(*made, TOLERANCE[torch.float16])
-
-
-@pytest.mark.parametrize("size", [(16, 64, 16), (5, 24, 40), (1, 64, 64)])
-def test_sizes_that_ship_split(size: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("index", "size"),
+    [(band, (16, 64, 16)), (band, (5, 24, 40)), (band, (1, 64, 64)), (scattered, (13, 8, 5)), (scattered, (8, 64, 64))],
+)
+def test_sizes_that_ship_split(index: Any, size: tuple[int, int, int]) -> None:
     heads, head_dim, channels = size
-    assert backward_config(Sizes(torch.float16, torch.float16, *size), 90).split_heads is not None
-    made = seam(19, 12, heads=heads, head_dim=head_dim, channels=channels)
+    sizes = Sizes(torch.float16, torch.float16, *size)
+    config = backward_config(sizes, 90) if index is band else gather_config("backward", sizes, 90)
+    assert config.split_heads is not None
+    made = seam(19, 12, index=index, heads=heads, head_dim=head_dim, channels=channels)
     leaves = [x.detach().nan_to_num().half().requires_grad_() for x in made.inputs]
     grad_o = torch.randn(leaves[0].shape).half()
     _compare(made.block.half(), leaves, made.neighbor_idx, made.valid_mask, grad_o, 1e-3, by_eager=True)
