@@ -122,7 +122,9 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
     if sizes.small and padded["HP"] == 4 and padded["DH"] <= 32:
         return Config(16, 16, 4, 2)
     if not _one_backward_kernel(sizes, arch):
-        return Config(16, 16, 8, 1, split_heads=min(padded["HP"], _heads_a_program(sizes)))
+        crowded = not sizes.whole  # then all its tiles are edge tiles
+        stages = 2 if crowded and arch >= 90 else 1
+        return Config(16, 16, 8, 1, edge_stages=stages, split_heads=min(padded["HP"], _heads_a_program(sizes, arch)))
     return Config(16, 16, 8, 2 if padded["CP"] == 16 else 1)
 
 
@@ -139,11 +141,13 @@ def _one_backward_kernel(sizes: Sizes, arch: int) -> bool:
     return padded["CP"] <= 32 and elements <= 4096
 
 
-def _heads_a_program(sizes: Sizes) -> int:
+def _heads_a_program(sizes: Sizes, arch: int) -> int:
     """Of a split backward: as many as one's dK and dV leave the rest of a tile enough registers for."""
     padded = sizes.padded()
     if padded["DH"] == 64:
         return 8 if sizes.whole and padded["CP"] == 16 else 4
+    if arch < 90 and not sizes.whole and padded["DH"] == 32 <= padded["CP"]:
+        return 4
     return 16 if sizes.whole and padded["DH"] == 16 else 8
 
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from . import options as opt
 
 ARCHITECTURES = ("80", "90", "100")
 DIRECTIONS = ("forward", "backward")
+LABELS = ("kernel", "arch", "dtype", "size", "config", "toolchain")
 COLUMNS = {
     "registers": "registers",
     "spills": "spills",
@@ -50,12 +51,13 @@ class Job:
         gather, sizes = bool(kernel.get("gather")), sizes_of(self.dtype, self.dtype, *self.size)
         part = "gather" if gather else "forward" if kernel["direction"] == "forward" else "backward"
         heads, head_dim, channels = self.size
+        config = shipped(kernel["direction"], sizes, self.arch, gather=gather)
         return {
-            "shipped_as": self.kernel,
+            "kernel": self.kernel,
+            "arch": f"sm_{self.arch}",
             "dtype": self.dtype,
             "size": f"H{heads} D{head_dim} C{channels}",
-            "sm": self.arch,
-            "config": asdict(shipped(kernel["direction"], sizes, self.arch, gather=gather)),
+            "config": {f.name: value for f in fields(config) if (value := getattr(config, f.name)) != f.default},
             "toolchain": toolchain(part),
         }
 
@@ -134,7 +136,7 @@ def _compiled(missing: list[Job], processes: int) -> Iterator[dict[str, Any]]:
 
 
 def _key(row: dict[str, Any]) -> str:
-    return json.dumps([row[name] for name in ("shipped_as", "dtype", "size", "sm", "config", "toolchain")])
+    return json.dumps([row[name] for name in LABELS])
 
 
 def _read(out: Path) -> Iterator[dict[str, Any]]:
@@ -151,7 +153,7 @@ def _read(out: Path) -> Iterator[dict[str, Any]]:
                 with out.open("a") as file:  # what is added next begins a line of its own
                     file.write("\n")
                 continue
-            if line.strip() and not line.startswith('{"shipped_as":'):
+            if line.strip() and not line.startswith('{"kernel":'):
                 raise opt.BadAxis(
                     f"--out: {out}:{number}: expected a row of inspect, got {line.strip()[:60]!r}"
                 ) from None
@@ -170,13 +172,13 @@ def _inspected(job: Job) -> dict[str, Any]:
         )
     except Exception as e:  # that a kernel does not compile is a result, and costs no other
         return job.labels() | {"error": f"{type(e).__name__}: {e}"[:500]}
-    return job.labels() | found.summary()
+    return job.labels() | {name: value for name, value in found.summary().items() if name not in LABELS}
 
 
 def _render(rows: list[dict[str, Any]]) -> None:
     table = Table("kernel", "sizes", "arch", "dtype", *COLUMNS.values())
     for row in rows:
-        head = (row["shipped_as"], row["size"], f"sm_{row['sm']}", show.SHORT[row["dtype"]])
+        head = (row["kernel"], row["size"], row["arch"], show.SHORT[row["dtype"]])
         if row.get("error"):
             table.add_row(*head, row["error"])
             continue
