@@ -134,7 +134,7 @@ def backward_gather(
     dq = tl.zeros([HP, DH], tl.float32)
     dw = tl.zeros([PARTS, CP, 2 * HP], tl.float32)
     for k0 in range(0, SLOTS, BN):
-        live, p, k, v, at, at_mask = _slots(
+        live, p, k, v, at, at_mask = _slots(  # pyright: ignore[reportGeneralTypeIssues]
             k0, h0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS
         )
         x, rstd = normalise(p, eps, C, CP)
