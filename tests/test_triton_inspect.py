@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("triton")
 
+from benchmarks.commands import app
+from benchmarks.commands import inspect as command
 from variants import _triton_inspect
+from variants._triton_config import Config
 from variants._triton_inspect import KERNELS, Inspection, _loops, _shortest_way, inspect_shipped, parse
 
 # warp instructions per pair at H 4, D 32, C 16 in bf16 on sm_90, where the design sets a bound
@@ -32,7 +38,17 @@ HALF = [
     ("forward, holes", 100, "float16", (8, 64, 16)),
     ("forward", 90, "float16", (3, 24, 5)),
     ("backward", 80, "bfloat16", (8, 16, 16)),
+    ("forward", 100, "float16", (4, 64, 32)),
     ("backward", 90, "bfloat16", (4, 32, 32)),
+    ("backward, holes", 80, "bfloat16", (7, 24, 24)),
+    ("backward, deterministic", 100, "bfloat16", (3, 48, 48)),
+    ("backward, deterministic", 80, "bfloat16", (8, 64, 64)),
+    ("backward, pairs", 100, "float16", (16, 32, 64)),
+    ("backward, pairs", 90, "bfloat16", (3, 24, 24)),
+    ("gather forward", 90, "bfloat16", (7, 8, 24)),
+    ("gather backward", 100, "bfloat16", (7, 48, 48)),
+    ("gather backward", 90, "float16", (13, 24, 24)),
+    ("gather keys", 100, "bfloat16", (13, 24, 24)),
 ]
 SINGLE = [("forward", 90, USUAL), ("backward", 90, (4, 16, 16))]
 
@@ -95,6 +111,65 @@ def test_a_worse_default_turns_the_check_red(kernel: str, planted: dict[str, int
     monkeypatch.setattr(_triton_inspect, name, lambda sizes, arch: replace(choose(sizes, arch), **planted))
     found = faults(inspect_shipped(**KERNELS[kernel]), CEILING[kernel])
     assert any(fault in text for text in found), found
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["inspect", "--jobs", "1", *arguments])
+
+
+def test_what_was_compiled_is_kept_and_not_compiled_again(tmp_path: Path, monkeypatch) -> None:
+    """Cut off by a kill, with one more architecture, with another configuration, with a kernel that did not compile."""
+    out, compiled = tmp_path / "new" / "rows.jsonl", []
+    figures = dict.fromkeys(command.COLUMNS, 0)
+
+    def pretend(job: command.Job) -> dict[str, Any]:
+        compiled.append((job.kernel, job.arch))
+        return job.labels() | ({"error": "planted"} if failing and job.kernel == "backward" else figures)
+
+    monkeypatch.setattr(command, "_inspected", pretend)
+    failing = False
+    assert invoke("--arch", "90", "--out", str(out)).exit_code == 0
+    assert compiled == [("forward", 90), ("backward", 90)]
+    whole = out.read_text()
+    assert invoke("--arch", "90,100", "--out", str(out)).exit_code == 0
+    assert compiled[2:] == [("forward", 100), ("backward", 100)]
+    assert out.read_text().startswith(whole)
+
+    out.write_text(whole[:-40])  # the last line cut off
+    assert invoke("--arch", "90", "--out", str(out)).exit_code == 0
+    assert compiled[4:] == [("backward", 90)]
+    assert out.read_text().startswith(whole[:-40] + "\n")
+    assert invoke("--arch", "90", "--out", str(out)).exit_code == 0
+    assert len(compiled) == 5
+
+    monkeypatch.setattr(_triton_inspect, "forward_config", lambda sizes, arch: Config(16, 16, 8, 1))
+    failing = True
+    assert invoke("--arch", "90", "--out", str(out)).exit_code == 0  # what is kept compiled before
+    assert compiled[5:] == [("forward", 90)]
+    result = invoke("--arch", "80", "--out", str(out))
+    assert result.exit_code == 1
+    assert "1 that did not compile" in result.output
+    assert invoke("--arch", "80", "--out", str(out)).exit_code == 1
+    assert compiled[-1] == ("backward", 80) == compiled[-2]
+
+
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(command, "_inspected", lambda job: pytest.fail("nothing is to be compiled"))
+    out = tmp_path / "notes.txt"
+    out.write_text("not mine\n")
+    result = invoke("--arch", "90", "--out", str(out))
+    assert result.exit_code == 2
+    assert "--out" in result.output
+    assert "'not mine'" in result.output
+    assert out.read_text() == "not mine\n"
+
+
+def test_a_spill_is_an_exit_code(monkeypatch) -> None:
+    figures = dict.fromkeys(command.COLUMNS, 0) | {"spills": 2}
+    monkeypatch.setattr(command, "_inspected", lambda job: job.labels() | figures)
+    result = invoke("--arch", "90")
+    assert result.exit_code == 1
+    assert "2 with spills" in result.output
 
 
 def test_a_program_too_large_for_a_multiprocessor_is_a_fault() -> None:

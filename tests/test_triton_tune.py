@@ -172,6 +172,9 @@ def test_the_key_holds_no_number_of_atoms() -> None:
 
 def test_a_split_is_kept_and_one_that_no_kernel_has_is_refused(tmp_path: Path) -> None:
     path, backward = tmp_path / "tuned.json", replace(FORWARD, direction="backward")
+    gathered = tuning.candidates(replace(backward, mode="gather"))
+    assert {c.split_heads for c in gathered} == {None, 4}
+    assert {c.split_heads for c in tuning.candidates(replace(FORWARD, mode="gather"))} == {None}
     apart = Config(16, 16, 4, 1, split_heads=4)
     assert apart in tuning.candidates(backward)
     assert all(c.split_heads in (None, 4) for c in tuning.candidates(backward))

@@ -52,10 +52,10 @@ class Sizes:
 class Config:
     """``rows`` queries x ``cols`` keys per tile.
 
-    ``max_registers`` holds the compiler to what lets one more program share a multiprocessor; ``edge_stages`` is the
-    depth of the backward's loops over edge tiles, which are short. ``split_heads``, one of SPLITS, splits a
-    band's backward where one kernel would need more registers than there are: this many heads a program, and dp and dW
-    in a pass of their own.
+    ``max_registers`` is the compiler's bound, in place of its own guess at how many programs should share a
+    multiprocessor; ``edge_stages`` is the depth of the backward's loops over edge tiles, which are short, or the only
+    ones. ``split_heads``, one of SPLITS, splits a backward that would need more registers than there are: this many
+    heads a program, and dp and dW in a pass of their own.
     """
 
     rows: int
@@ -122,9 +122,11 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
     if sizes.small and padded["HP"] == 4 and padded["DH"] <= 32:
         return Config(16, 16, 4, 2)
     if not _one_backward_kernel(sizes, arch):
-        crowded = not sizes.whole  # then all its tiles are edge tiles
-        stages = 2 if crowded and arch >= 90 else 1
-        return Config(16, 16, 8, 1, edge_stages=stages, split_heads=min(padded["HP"], _heads_a_program(sizes, arch)))
+        # how deep, is what the compiler finds the last registers with: under masks all tiles are edge tiles
+        inner = 2 if arch < 90 and sizes.whole and padded["DH"] == padded["CP"] == 64 else 1
+        edge = 2 if arch >= 90 and not sizes.whole else 1
+        heads = min(padded["HP"], _heads_a_program(sizes, arch))
+        return Config(16, 16, 8, inner, edge_stages=edge, split_heads=heads)
     return Config(16, 16, 8, 2 if padded["CP"] == 16 else 1)
 
 
@@ -145,7 +147,7 @@ def _heads_a_program(sizes: Sizes, arch: int) -> int:
     """Of a split backward: as many as one's dK and dV leave the rest of a tile enough registers for."""
     padded = sizes.padded()
     if padded["DH"] == 64:
-        return 8 if sizes.whole and padded["CP"] == 16 else 4
+        return 8 if sizes.whole and (padded["CP"] < 64 or arch < 100) else 4
     if arch < 90 and not sizes.whole and padded["DH"] == 32 <= padded["CP"]:
         return 4
     return 16 if sizes.whole and padded["DH"] == 16 else 8

@@ -17,8 +17,9 @@ are batched over heads and give each warp its heads; only the bias (C/H times sm
 is written as it is made; only dQ is shared, by fp32 atomics, or under ``torch.use_deterministic_algorithms`` by one
 slot per (query, key block) summed in order. Saved for it: O, and the log-sum-exp of each row and head. Nothing of size
 N·K exists beside p and dp. With x̂ the normalised row and G = dS·Wcᵀ: dp = rstd·(G − x̂·<x̂, G>/C), dWc = Σ x̂ᵀ dS.
-Where that needs more than 255 registers a thread (H D C beyond 4,096, or C beyond 32) it is *split*: groups of heads
-each walk the band and write g = rstd·dS (H/C of p, while the backward runs), and a pass over p and g makes dp and dW.
+Where that needs more than 255 registers a thread (H D C beyond 4,096, or C beyond 32; sooner where they fill no powers
+of two, as masks take registers too) it is *split*: groups of heads each walk the band and write g = rstd·dS (H/C of p,
+while the backward runs), and a pass over p and g makes dp and dW.
 
 *Budget* (bf16, H 4, D 32, C 16), a pair: 32 bytes of p a pass, and 4.3 warp instructions forward, 10 backward. An H200
 (4.27 TB/s, 528 schedulers at 1.75 GHz) could issue 7 while those bytes move. Measured there at 65k atoms: the forward
