@@ -107,7 +107,8 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
         return Config(16, 16, 4, 2, None if arch < 100 else 255)
     if padded["HP"] * pair <= 256 and wide < 512:
         if not whole or (pair == 32 and wide == 256):
-            return Config(16, 16, 4, 1, None if arch < 100 else 255)
+            unbound = arch >= 100 or (arch >= 90 and padded["HP"] * pair == 256)
+            return Config(16, 16, 4, 1, 255 if unbound else None)
         return Config(16, 16, 4, 3 if pair == 16 or arch >= 90 else 2)
     if pair == 16:
         return Config(16, 16, 8, 2, 255 if arch >= 100 else None)
@@ -160,7 +161,7 @@ def pairs_config(sizes: Sizes) -> Config:
     padded = sizes.padded()
     if padded["CP"] == 64:
         return Config(1, 64, 4, 3) if padded["HP"] < 16 else Config(1, 32, 2, 3)
-    return Config(1, 128, 4, 3, None if sizes.whole else 168)
+    return Config(1, 128, 4, 3, 168 if padded["HP"] == 4 and not sizes.whole else None)
 
 
 def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
