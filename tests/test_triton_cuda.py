@@ -126,7 +126,7 @@ def test_usual_sizes_over_many_tiles(dtype: torch.dtype, holes: bool) -> None:
     hold(worst(on_gpu(seam(1031, 433, item_masks=holes, **shape), dtype)), dtype)
 
 
-@pytest.mark.parametrize("size", [(12, 32, 32), (4, 32, 64)], ids=str)
+@pytest.mark.parametrize("size", [(12, 32, 32), (4, 32, 64), (7, 48, 24)], ids=str)
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_split_backward_over_many_tiles(size: tuple[int, int, int], deterministic: bool) -> None:
     """Two groups of heads, or one; several programs of the pass over pairs; NaN in every dead slot of p."""
@@ -139,10 +139,12 @@ def test_a_split_backward_over_many_tiles(size: tuple[int, int, int], determinis
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [USUAL, (13, 24, 24)], ids=str)
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_gather_mode(dtype: torch.dtype, deterministic: bool) -> None:
+def test_gather_mode(dtype: torch.dtype, size: tuple[int, int, int], deterministic: bool) -> None:
+    """The second size is split in half precision: two groups of heads, the last one not full."""
     torch.use_deterministic_algorithms(deterministic)
-    heads, head_dim, channels = USUAL
+    heads, head_dim, channels = size
     shape = {"heads": heads, "head_dim": head_dim, "channels": channels}
     made = on_gpu(seam(403, 97, batch=2, index=scattered, item_masks=True, **shape), dtype)
     assert triton_fused._band_or_none(made.neighbor_idx, made.valid_mask) is None

@@ -172,6 +172,22 @@ def test_a_spill_is_an_exit_code(monkeypatch) -> None:
     assert "2 with spills" in result.output
 
 
+def test_many_kernels_are_shown_by_their_ranges_and_those_at_fault_one_by_one(monkeypatch) -> None:
+    def pretend(job: command.Job) -> dict[str, Any]:
+        at_fault = (job.kernel, job.size, job.arch) == ("backward", (13, 48, 24), 80)
+        figures = dict.fromkeys(command.COLUMNS, 0) | {"registers": 200 + job.size[0], "spills": 7 * at_fault}
+        return job.labels() | figures
+
+    monkeypatch.setattr(command, "_inspected", pretend)
+    monkeypatch.setenv("COLUMNS", "200")
+    result = invoke("--every-size")
+    assert result.exit_code == 1
+    assert result.output.count("203 to 216") == 2
+    assert [line for line in result.output.splitlines() if "H13 D48 C24" in line and "sm_80" in line]
+    assert "H13 D48 C24" not in result.output.replace("H13 D48 C24", "", 1)
+    assert "324 compiled kernels: 1 with spills, none that did not compile." in result.output
+
+
 def test_a_program_too_large_for_a_multiprocessor_is_a_fault() -> None:
     sound = Inspection("k", 80, 4, 256, 128, 0, 166_000, 1, {"HMMA.1": 3, "LDG.E.128": 1}, ({"FMUL": 640},))
     assert faults(sound) == []

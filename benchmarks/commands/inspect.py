@@ -31,6 +31,10 @@ COLUMNS = {
     "narrow_loads": "narrower",
     "warp_instructions_per_pair": "warp instr. per pair",
 }
+MANY = 100
+"""So many kernels are shown by their ranges, and only those at fault one by one."""
+RANGES = {name: COLUMNS[name] for name in ("registers", "spills", "shared_bytes", "ctas_per_sm", "tensor_core",
+                                           "warp_instructions_per_pair")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,17 +180,44 @@ def _inspected(job: Job) -> dict[str, Any]:
 
 
 def _render(rows: list[dict[str, Any]]) -> None:
+    console = show.console()
+    bad = [row for row in rows if row.get("error") or row["spills"]]
+    if len(rows) > MANY:
+        console.print(_ranges(rows))
+    listed = bad if len(rows) > MANY else rows
+    if listed:
+        console.print(_listed(listed))
+    failed = sum(bool(row.get("error")) for row in bad)
+    console.print(
+        f"{len(rows)} compiled kernels: {len(bad) - failed or 'none'} with spills, "
+        f"{failed or 'none'} that did not compile."
+    )
+
+
+def _ranges(rows: list[dict[str, Any]]) -> Table:
+    """From least to most, by kernel and dtype, of those that compiled."""
+    table = Table("kernel", "dtype", "compiled", *RANGES.values())
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if not row.get("error"):
+            groups.setdefault((row["kernel"], row["dtype"]), []).append(row)
+    for (kernel, dtype), group in groups.items():
+        ends = [(min(row[name] for row in group), max(row[name] for row in group)) for name in RANGES]
+        cells = (_figure(a) if a == b else f"{_figure(a)} to {_figure(b)}" for a, b in ends)
+        table.add_row(kernel, show.SHORT[dtype], str(len(group)), *cells)
+    return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _listed(rows: list[dict[str, Any]]) -> Table:
     table = Table("kernel", "sizes", "arch", "dtype", *COLUMNS.values())
     for row in rows:
         head = (row["kernel"], row["size"], row["arch"], show.SHORT[row["dtype"]])
         if row.get("error"):
             table.add_row(*head, row["error"])
             continue
-        table.add_row(*head, *(f"{row[n]:.3g}" if isinstance(row[n], float) else str(row[n]) for n in COLUMNS))
-    console = show.console()
-    console.print(table)
-    spill = sum(bool(row.get("spills")) for row in rows)
-    failed = sum(bool(row.get("error")) for row in rows)
-    console.print(
-        f"{len(rows)} compiled kernels: {spill or 'none'} with spills, {failed or 'none'} that did not compile."
-    )
+        table.add_row(*head, *(_figure(row[name]) for name in COLUMNS))
+    return table
