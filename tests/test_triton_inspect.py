@@ -179,7 +179,6 @@ def test_many_kernels_are_shown_by_their_ranges_and_those_at_fault_one_by_one(mo
         return job.labels() | figures
 
     monkeypatch.setattr(command, "_inspected", pretend)
-    monkeypatch.setenv("COLUMNS", "200")
     result = invoke("--every-size")
     assert result.exit_code == 1
     assert result.output.count("203 to 216") == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import console as show
 from . import options as opt
@@ -213,7 +213,8 @@ def _figure(value: float) -> str:
 
 
 def _listed(rows: list[dict[str, Any]]) -> Table:
-    table = Table("kernel", "sizes", "arch", "dtype", *COLUMNS.values())
+    whole = [Column(name, no_wrap=True) for name in ("sizes", "arch", "dtype")]
+    table = Table("kernel", *whole, *COLUMNS.values())
     for row in rows:
         head = (row["kernel"], row["size"], row["arch"], show.SHORT[row["dtype"]])
         if row.get("error"):
