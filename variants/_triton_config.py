@@ -54,8 +54,8 @@ class Config:
 
     ``max_registers`` is the compiler's bound, in place of its own guess at how many programs should share a
     multiprocessor; ``edge_stages`` is the depth of the backward's loops over edge tiles, which are short, or the only
-    ones. ``split_heads``, one of SPLITS, splits a backward that would need more registers than there are: this many
-    heads a program, and dp and dW in a pass of their own.
+    ones. ``split_heads``, one of SPLITS, splits what would need more registers than there are: this many heads a
+    program, and in a backward dp and dW in a pass of their own.
     """
 
     rows: int
@@ -80,15 +80,15 @@ class Config:
         return self.forward_constants() | {"EDGE_STAGES": self.edge_stages, "SPLIT": bool(heads)} | heads
 
     def gather_backward_constants(self) -> dict[str, int]:
-        heads = {} if self.split_heads is None else {"HP": self.split_heads}
-        return self.gather_constants() | {"SPLIT": bool(heads)} | heads
+        return self.gather_constants() | {"SPLIT": self.split_heads is not None}
 
     def pairs_constants(self) -> dict[str, int]:
         return {"BP": self.cols, "TILES": PAIRS_A_PROGRAM // self.cols, "PARTS": self.num_warps}
 
     def gather_constants(self) -> dict[str, int]:
         """A tile is ``cols`` slots of one row; a warp has its part of the products with p where that is 16 of them."""
-        return {"BN": self.cols, "PARTS": self.num_warps if self.cols >= 16 * self.num_warps else 1}
+        parts = {"BN": self.cols, "PARTS": self.num_warps if self.cols >= 16 * self.num_warps else 1}
+        return parts | ({} if self.split_heads is None else {"HP": self.split_heads})
 
 
 def forward_config(sizes: Sizes, arch: int) -> Config:
@@ -165,26 +165,25 @@ def pairs_config(sizes: Sizes) -> Config:
 
 
 def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
-    """The gather kernels' configuration: 64 slots a tile, or as many as keep the gathered rows in registers.
+    """The gather kernels' configuration: rows of K and V of 256 numbers at most, forward as many as registers hold.
 
-    "keys": of the deterministic backward's second kernel. Left to itself the compiler spills two words here and there
-    to fit one more program; ``max_registers`` is where it does not.
+    "keys": of the deterministic backward's second kernel. The same for every ``arch``: two versions of the compiler
+    spill in no architecture's. Left to itself it does, two words here and there, to fit one more program.
     """
     padded = sizes.padded()
-    pair, wide = padded["CP"], padded["HP"] * padded["DH"]
-    if direction == "forward":
-        limit = 255 if wide == 1024 else 128 if wide <= 128 and not sizes.whole else None
-        cols, warps = max(16, min(64, 4096 // wide)), 4 if wide < 1024 else 8
-        return Config(1, cols, warps, 1, None if sizes.single else limit)
+    wide = padded["HP"] * padded["DH"]
     if sizes.single:
-        return Config(1, max(16, min(64, 2048 // wide)), 4 if wide < 1024 else 8, 1)
-    split = 8 if direction == "backward" and (padded["HP"] == 16 or wide * pair >= 2**15) else None
-    wide = wide if split is None else split * padded["DH"]
-    cols = 16 if pair == 64 else max(16, min(64, 2048 // wide))
-    if wide >= 512 or (wide == 256 and pair > 16 and split is None):
-        return Config(1, cols, 8, 1, split_heads=split)
-    limit = 168 if wide <= 128 and (split is not None or pair == 16) else 255
-    return Config(1, cols, 4, 1, None if sizes.whole else limit, split_heads=split)
+        elements = 4096 if direction == "forward" else 2048
+        return Config(1, max(16, min(64, elements // wide)), 4 if wide < 1024 else 8, 1)
+    split = min(8, 256 // padded["DH"]) if wide > 256 else None
+    wide = min(wide, 256)
+    if direction == "forward":
+        return Config(1, max(16, min(64, 4096 // wide)), 4, 1, None if sizes.whole else 168, split_heads=split)
+    if direction == "backward" and (wide == 256 or padded["HP"] == 16):
+        split = min(padded["HP"], 8, 256 // padded["DH"])
+    warps = 8 if wide == 256 or (padded["CP"] == 64 and padded["HP"] >= 8) else 4
+    limit = None if sizes.whole and padded["HP"] < 16 else 255
+    return Config(1, 16, warps, 1, limit, split_heads=split)
 
 
 def pow2(n: int) -> int:

@@ -7,6 +7,10 @@ that no other query shares leaves nothing for the tensor cores. p is still read 
 dK and dV belong to keys, and a query's program meets its keys in any order: they are added up by fp32 atomics, whose
 order and so whose last bits change from run to run; or, deterministically, by a second kernel with one key a program,
 which walks over the slots that hold its key (``backward_gather_keys``). That reads p again, 32 bytes at a time.
+
+Every gathered row of K and V, and in the backward its share of dK and dV, is in registers in fp32. Where H D is more
+than they hold, HP of the H heads are a program's, and the groups of heads are the grid's third axis: each reads p
+again, which next to what it gathers is little.
 """
 
 # ruff: noqa: E741 — atoms are l and outputs O here; a branch at compile time is no expression
@@ -28,6 +32,14 @@ from ._triton_common import (
     total_weight,
     weight_product,
 )
+
+
+@triton.jit
+def _first_head(H: tl.constexpr, HP: tl.constexpr):
+    """Of the program's HP heads."""
+    if H > HP:
+        return tl.program_id(2) * HP
+    return 0
 
 
 @triton.jit
@@ -66,9 +78,10 @@ def forward_gather(
     """One query x its slots: ``O [B, N, H, D]`` and the base-2 log-sum-exp ``LSE [B, N, H]`` (+inf: dead row)."""
     l = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
-    h = tl.arange(0, HP)
+    h0 = _first_head(H, HP)
+    h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
-    w2 = split_weight(W, GAMMA, LOG2_E, H, C, HP, CP, P.dtype.element_ty)
+    w2 = split_weight(W + h0 * C, GAMMA, LOG2_E, H - h0, C, HP, CP, P.dtype.element_ty)
     off = (b * N + l) * (H * D) + h[:, None] * D + d[None, :]
     hd = (h < H)[:, None] & (d < D)[None, :]
     q = tl.load(Q + off, mask=hd, other=0.0).to(tl.float32) * (scale * LOG2_E)
@@ -80,7 +93,7 @@ def forward_gather(
     l_i = tl.zeros([HP], tl.float32)
     acc = tl.zeros([HP, DH], tl.float32)
     for k0 in range(0, SLOTS, BN):
-        live, p, k, v, _, _ = _slots(k0, 0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS)
+        live, p, k, v, _, _ = _slots(k0, h0, IDX, MASK, P, K + atoms, V + atoms, SLOTS, H, D, C, HP, DH, CP, BN, PARTS)
         s = tl.sum(k * q[None, :, :], 2) + tl.reshape(plain_bias(p, w2, eps, C, CP, HP), [BN, HP])
         s = tl.where(live[:, None], s, LOWEST)
         m_new = tl.maximum(m_i, tl.max(s, 0))
@@ -105,12 +118,12 @@ def backward_gather(
 
     Adds to dK and dV (fp32), or, not ATOMIC, leaves them and writes ``DELTA [B, N, H]`` for the kernel that makes them.
 
-    SPLIT: HP of the H heads a program, on the grid's third axis; ``DP`` takes ``g = rstd dS [B, N, SLOTS, H]``, of
-    which ``backward_pairs`` makes dp and dWc.
+    SPLIT, as it must be where HP heads are not all: ``DP`` takes ``g = rstd dS [B, N, SLOTS, H]``, of which
+    ``backward_pairs`` makes dp and dWc.
     """
     l = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
-    h0 = tl.program_id(2) * HP if SPLIT else 0
+    h0 = _first_head(H, HP)
     h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
     c = tl.arange(0, CP)
@@ -177,11 +190,12 @@ def backward_gather_keys(
     """
     m = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
-    h = tl.arange(0, HP)
+    h0 = _first_head(H, HP)
+    h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
     c = tl.arange(0, CP)
     col = tl.arange(0, BN)
-    w2 = split_weight(W, GAMMA, LOG2_E, H, C, HP, CP, P.dtype.element_ty)
+    w2 = split_weight(W + h0 * C, GAMMA, LOG2_E, H - h0, C, HP, CP, P.dtype.element_ty)
     off = (b * N + m) * (H * D) + h[:, None] * D + d[None, :]
     hd = (h < H)[:, None] & (d < D)[None, :]
     k = tl.load(K + off, mask=hd, other=0.0).to(tl.float32) * (scale * LOG2_E)

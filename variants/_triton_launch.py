@@ -138,6 +138,10 @@ def _blocks(n: int, size: int) -> int:
     return -(-n // size)
 
 
+def _groups(heads: int, config: Config) -> int:
+    return 1 if config.split_heads is None else _blocks(heads, config.split_heads)
+
+
 def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> tuple[Tensor, Tensor]:
     """``(O [B, N, H, D], lse [B, N, H])`` over a band."""
     kernels = _kernels("forward")
@@ -185,13 +189,13 @@ def backward(
     dw_parts = torch.empty(
         (b * blocks if split is None else 0, dims["CP"], dims["HP"]), dtype=torch.float32, device=device
     )
-    by_pair, groups = (dp, 1) if split is None else (p.new_empty((b, n, slots, h)), _blocks(h, split))
+    by_pair = dp if split is None else p.new_empty((b, n, slots, h))
     row_grid = (_blocks(n, _ROWS), b)
     kernels.backward_prepare[row_grid](
         o, grad_o, delta, dq_parts, by_pair, rows.base, rows.start, rows.stop, n, slots,
         **heads | {"C": by_pair.shape[3]}, ZERO_DQ=not deterministic, BM=_ROWS, BT=64,
     )  # fmt: skip
-    kernels.backward_band[(blocks, b, groups)](
+    kernels.backward_band[(blocks, b, _groups(h, config))](
         q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop, problem.mask,
         grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, by_pair, dw_parts,
         n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
@@ -227,10 +231,10 @@ def forward_gather(problem: Problem, idx: Tensor, config: Config | None = None) 
     config = config or _choose("forward", problem)
     o = torch.empty_like(q)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
-    _kernels("gather").forward_gather[(n, b)](
+    _kernels("gather").forward_gather[(n, b, _groups(h, config))](
         q, problem.k, problem.v, problem.p, problem.weight, problem.gamma, idx, problem.mask, o, lse,
         n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **problem.dims(), **config.gather_constants(), **config.options(),
+        **problem.dims() | config.gather_constants(), **config.options(),
     )  # fmt: skip
     return o, lse
 
@@ -279,7 +283,7 @@ def backward_gather(
     shapes = (n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps)
     kernels, atomic, split = _kernels("gather"), holders is None, config.split_heads
     dq, dp = torch.empty_like(q), torch.empty_like(p)
-    by_pair, groups = (dp, 1) if split is None else (p.new_empty((b, n, slots, h)), _blocks(h, split))
+    by_pair = dp if split is None else p.new_empty((b, n, slots, h))
     if atomic:
         dk, dv = (torch.zeros(q.shape, dtype=torch.float32, device=q.device) for _ in range(2))
     else:
@@ -289,15 +293,15 @@ def backward_gather(
         (b * n if split is None else 0, dims["CP"], dims["HP"]), dtype=torch.float32, device=q.device
     )
     weights = (problem.weight, problem.gamma)
-    kernels.backward_gather[(n, b, groups)](
+    kernels.backward_gather[(n, b, _groups(h, config))](
         q, problem.k, problem.v, p, *weights, idx, problem.mask, o, grad_o, lse, delta, dq, dk, dv, by_pair, dw_parts,
         *shapes, **dims | config.gather_backward_constants(), ATOMIC=atomic, **config.options(),
     )  # fmt: skip
     if holders is not None:
         keys = gather_config("keys", problem.compiled_for, problem.arch)
-        kernels.backward_gather_keys[(n, b)](
+        kernels.backward_gather_keys[(n, b, _groups(h, keys))](
             q, problem.k, problem.v, p, *weights, holders.slots, holders.first, problem.mask, grad_o, lse, delta,
-            dk, dv, *shapes, **dims, **keys.gather_constants(), **keys.options(),
+            dk, dv, *shapes, **dims | keys.gather_constants(), **keys.options(),
         )  # fmt: skip
     if split is not None:
         dw_parts = _pair_gradients(problem, by_pair, dp)

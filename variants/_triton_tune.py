@@ -98,9 +98,10 @@ class TuningError(RuntimeError):
 def candidates(kernel: Kernel) -> tuple[Config, ...]:
     """The shipped default first, then what is worth trying: a dozen or two."""
     if kernel.mode == "gather":
-        rows = [Config(1, cols, warps, 1) for cols in (16, 32, 64) for warps in (2, 4, 8)]
-        if kernel.direction == "backward":
-            rows += [Config(1, 16, warps, 1, split_heads=n) for n in _splits(kernel.sizes) for warps in (2, 4, 8)]
+        split = kernel.shipped().split_heads
+        rows = [Config(1, cols, warps, 1, split_heads=split) for cols in (16, 32, 64) for warps in (2, 4, 8)]
+        others = (None, *_splits(kernel.sizes)) if kernel.direction == "backward" else (None,)
+        rows += [Config(1, 16, warps, 1, split_heads=n) for n in others for warps in (2, 4, 8)]
     elif kernel.direction == "forward":
         rows = [
             Config(16, 16, 2, 3), Config(16, 16, 2, 3, 168), Config(16, 16, 4, 2), Config(16, 16, 4, 3),
