@@ -165,10 +165,11 @@ def pairs_config(sizes: Sizes) -> Config:
 
 
 def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
-    """The gather kernels' configuration: rows of K and V of 256 numbers at most, forward as many as registers hold.
+    """The gather kernels' configuration, the same for every ``arch``: at most 256 numbers of a row of K a program.
 
-    "keys": of the deterministic backward's second kernel. The same for every ``arch``: two versions of the compiler
-    spill in no architecture's. Left to itself it does, two words here and there, to fit one more program.
+    A tile is 16 slots, in the forward as many as make 4,096 numbers of K. "keys": of the deterministic backward's
+    second kernel. ``max_registers``: left to itself the compiler spills two words here and there, to fit one more
+    program.
     """
     padded = sizes.padded()
     wide = padded["HP"] * padded["DH"]
