@@ -107,7 +107,7 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
         return Config(16, 16, 4, 2, None if arch < 100 else 255)
     if padded["HP"] * pair <= 256 and wide < 512:
         if not whole or (pair == 32 and wide == 256):
-            unbound = arch >= 100 or (arch >= 90 and padded["HP"] * pair == 256)
+            unbound = padded["HP"] == 4 if arch >= 100 else arch >= 90 and padded["HP"] * pair == 256 and not whole
             return Config(16, 16, 4, 1, 255 if unbound else None)
         return Config(16, 16, 4, 3 if pair == 16 or arch >= 90 else 2)
     if pair == 16:
