@@ -179,7 +179,8 @@ def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
     split = min(8, 256 // padded["DH"]) if wide > 256 else None
     wide = min(wide, 256)
     if direction == "forward":
-        return Config(1, max(16, min(64, 4096 // wide)), 4, 1, None if sizes.whole else 168, split_heads=split)
+        limit = None if sizes.whole and split is None else 168
+        return Config(1, max(16, min(64, 4096 // wide)), 4, 1, limit, split_heads=split)
     if direction == "backward" and (wide == 256 or padded["HP"] == 16):
         split = min(padded["HP"], 8, 256 // padded["DH"])
     warps = 8 if wide == 256 or (padded["CP"] == 64 and padded["HP"] >= 8) else 4
