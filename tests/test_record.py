@@ -164,7 +164,7 @@ def test_a_record_that_contradicts_itself_is_refused(fields: dict, message: str)
         (GATE, {"errors": {"output": None}}, "finite errors"),
         (GATE, {"errors_after": {"output": None}}, "finite errors"),
         (GATE, {"errors": {}}, "finite errors"),
-        (GATE, {"negative_control": 1e-6}, "all-zero output would pass"),
+        (GATE, {"negative_control": 1e-6}, "negative control would pass"),
     ],
 )
 def test_parts_that_contradict_themselves_are_refused(model: Timing | Gate, fields: dict, message: str) -> None:

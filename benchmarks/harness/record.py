@@ -30,11 +30,13 @@ AtomSet = Literal["backbone", "heavy", "atom14"]
 WindowStyle = Literal["residues", "blocks"]
 Status = Literal["ok", "wrong", "oom", "unsupported", "timeout", "crashed"]
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Bounded, so that whatever shows a record (a 64-bit column, an axis) can hold what is in it.
+_MOST, _LONGEST_MS = 2**62, 1e12
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Positive = Annotated[int, Field(ge=1, le=_MOST)]
+Milliseconds = Annotated[float, Field(ge=0, le=_LONGEST_MS, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Sample = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # a time of 0 was not measured
+Sample = Annotated[float, Field(gt=0, le=_LONGEST_MS, allow_inf_nan=False)]  # a time of 0 was not measured
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -82,13 +84,24 @@ class Problem(_Frozen):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class Trial(_Frozen):
+    """The same backend at a small size that breaks kernels, in the most exact dtype that it has."""
+
+    dtype: DType
+    passed: bool
+    errors: dict[str, Finite | None]
+    slopes: dict[str, Finite | None] = Field(default_factory=dict)
+
+
 class Gate(_Frozen):
     """Relative error norms ||x - ref|| / ||ref|| against the float64 reference.
 
-    ``errors`` and ``errors_after`` (outputs read again once timing has ended) are keyed by tensor:
-    ``output``, ``attention`` (the seam alone, where the level holds more than it), ``grad:q`` ….
-    ``negative_control`` is the error that an all-zero output gets; it must exceed the tolerance.
-    A value that is not finite is recorded as null and fails the gate.
+    ``errors`` and ``errors_after`` (what the last timed call made) are keyed by tensor: ``output``,
+    ``attention`` (the seam alone, where the level holds more than it), ``grad:q`` …. ``slopes`` are
+    <x, ref> / <ref, ref> - 1 under the same names: what a norm of roundings would hide. ``negative_control``
+    is the error of the found output with one neighbour a row left out (``control``; of an all-zero output in
+    records made before there was another); it must exceed the tolerance. A value that is not finite is
+    recorded as null and fails the gate.
     """
 
     passed: bool
@@ -96,9 +109,13 @@ class Gate(_Frozen):
     gradient_tolerance: Finite | None
     errors: dict[str, Finite | None]
     errors_after: dict[str, Finite | None] = Field(default_factory=dict)
+    slopes: dict[str, Finite | None] = Field(default_factory=dict)
+    slopes_after: dict[str, Finite | None] = Field(default_factory=dict)
     rows_checked: Count
     rows_total: Count
     negative_control: Finite | None
+    control: Literal["zeros", "neighbour"] = "zeros"
+    trial: Trial | None = None
 
     @model_validator(mode="after")
     def _green_means_checked(self) -> Gate:
@@ -108,13 +125,17 @@ class Gate(_Frozen):
         if not self.errors or unknown:
             raise ValueError(f"a green gate needs finite errors, got {unknown or 'none at all'}")
         if self.negative_control is not None and self.negative_control <= self.tolerance:
-            raise ValueError(f"an all-zero output would pass: {self.negative_control} <= {self.tolerance}")
+            raise ValueError(f"the negative control would pass: {self.negative_control} <= {self.tolerance}")
         return self
 
 
 class Timing(_Frozen):
     """Steady-state latency; ``samples_ms[i]`` was taken in block ``i`` of the group, so that the
-    samples of two backends of one group pair by position."""
+    samples of two backends of one group pair by position.
+
+    On CUDA ``samples_ms`` is the device's own time, and ``wall_samples_ms``, taken in the same blocks, is
+    what an eager caller waits for one call on an idle device, host included. On a CPU the two are one.
+    """
 
     samples_ms: Annotated[list[Sample], Field(min_length=1)]
     calls_per_sample: Positive
@@ -127,6 +148,18 @@ class Timing(_Frozen):
     aa_samples_ms: list[Sample] | None = None  # the same backend once more per block: the noise floor
     hot_samples_ms: list[Sample] | None = None  # CUDA, by itself: warm cache, launch gaps included
     graph_samples_ms: list[Sample] | None = None  # CUDA, by itself: cold replays of the call captured in a graph
+    wall_samples_ms: list[Sample] | None = None
+    wall_ms: Milliseconds | None = None  # their median
+    hot_reason: str | None = None  # why there are no hot samples
+    graph_reason: str | None = None  # why there are no replays
+    order_seed: int | None = None  # of the order within blocks
+    input_sets: Positive | None = None  # input sets that took turns in the timed calls
+    calls_checked: Count | None = None  # timed calls whose result was compared with the reference
+
+    @property
+    def host_bound(self) -> bool | None:
+        """Whether the device idles for more than half of an eager call; None where that was not recorded."""
+        return None if self.wall_ms is None else self.wall_ms > 2 * self.median_ms
 
     @model_validator(mode="after")
     def _median_within_its_interval(self) -> Timing:
@@ -147,15 +180,26 @@ class Memory(_Frozen):
 
 
 class Limit(_Frozen):
-    """The operation's floor on this device: max(bytes / bandwidth, FLOPs / rate)."""
+    """The operation's floor on this device: max(bytes / bandwidth, FLOPs / rate, exponentials / rate).
+
+    ``definition`` 1, before there was another, counted p once a block in a stack and no exponentials; 2 counts
+    inputs, outputs and weights once, and nothing between. ``bandwidth_bytes_per_s`` is the larger of what
+    reading and copying reached, ``spread`` the relative spread of the ceiling over its repetitions.
+    """
 
     floor_bytes: Count
     floor_flops: Count
+    floor_exponentials: Count | None = None
     bandwidth_bytes_per_s: Rate
+    read_bytes_per_s: Rate | None = None
+    copy_bytes_per_s: Rate | None = None
     rate_flops_per_s: Rate
+    rate_exponentials_per_s: Rate | None = None
+    spread: Finite | None = None
     floor_ms: Milliseconds
-    bound: Literal["bytes", "flops"]
+    bound: Literal["bytes", "flops", "exponentials"]
     percent: Finite | None  # 100 * floor / measured
+    definition: Literal[1, 2] = 1
 
 
 class Provenance(_Frozen):
@@ -173,6 +217,9 @@ class Provenance(_Frozen):
     driver: str | None
     versions: dict[str, str | None]
     code: str  # hash of the installed pallatom and variants sources
+    ruler: str | None = None  # hash of the sources that measure
+    tuned: str | None = None  # hash of the tuned file in force; None where there is none
+    options: dict[str, object] | None = None  # how the group was measured: budget, blocks, pairs gated
     argv: list[str]
     seed: int
     environment: dict[str, object] = Field(default_factory=dict)
@@ -190,6 +237,8 @@ class Record(_Frozen):
     status: Status
     reason: str | None = None
     error: str | None = None  # the full text of the failure
+    path: str | None = None  # which of its algorithms the backend took
+    again: str | None = None  # the command that measures this cell, quoted for a shell
     gate: Gate | None = None
     plan_ms: Milliseconds | None = None
     first_call_ms: Milliseconds | None = None
