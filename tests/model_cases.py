@@ -15,7 +15,7 @@ from pallatom.architecture.atom_transformers import (
     build_sparse_pairs,
 )
 
-C_ATOM, C_PAIR_OF_ATOMS, HEADS, C_TOKEN, C_PAIR, ELEMENTS, WINDOW = 24, 6, 4, 20, 14, 5, 8
+C_ATOM, C_PAIR_OF_ATOMS, HEADS, C_TOKEN, C_PAIR, C_RESIDUE, ELEMENTS, WINDOW = 24, 6, 4, 20, 14, 11, 5, 8
 N_RES = 13
 JUNK = (-1, 10**9, -(10**12), 2**62)
 
@@ -106,7 +106,7 @@ def stack(n_blocks: int = 2, dtype: torch.dtype = torch.float64) -> AtomTransfor
 
 def encoder(dtype: torch.dtype = torch.float64, window: int = WINDOW) -> AtomFeatureEncoder:
     module = AtomFeatureEncoder(
-        3 + ELEMENTS, C_TOKEN, C_PAIR, C_ATOM, C_PAIR_OF_ATOMS, C_TOKEN, n_blocks=2, n_heads=HEADS, window_size=window
+        3 + ELEMENTS, C_TOKEN, C_PAIR, C_RESIDUE, C_PAIR_OF_ATOMS, C_ATOM, n_blocks=2, n_heads=HEADS, window_size=window
     ).to(dtype)
     randomised(module)
     return module

@@ -93,7 +93,7 @@ def test_encoder_agrees(order: str, uid: str) -> None:
         lambda state, leaves: _op.encoder_reference(state, **leaves, window_size=cases.WINDOW, n_heads=cases.HEADS),
     )
     cases.assert_agree(got, want, TIGHT)
-    assert got["output 0"].shape == (2, cases.N_RES, cases.C_TOKEN)
+    assert got["output 0"].shape == (2, cases.N_RES, cases.C_RESIDUE)
     empty = [4, cases.N_RES - 1]
     assert got["output 0"][:, empty].eq(0).all()
 

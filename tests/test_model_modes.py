@@ -244,7 +244,7 @@ def test_attributes_and_sizes_are_those_of_the_api() -> None:
     assert (block.n_heads, block.head_dim, block.window_size) == (4, 32, 32)
     assert sum(p.numel() for p in block.parameters()) == 4 * 128**2 + 2 * 4 * 128**2 + 3 * 2 * 128 + 2 * 16 + 4 * 16
     encoder = cases.encoder()
-    assert (encoder.m, encoder.window_size) == (cases.C_TOKEN, cases.WINDOW)
+    assert (encoder.m, encoder.window_size) == (cases.C_ATOM, cases.WINDOW)
     assert cases.decoder().window_size == cases.WINDOW
 
 
@@ -266,7 +266,7 @@ class Shapes(TorchDispatchMode):
 def test_residue_means_are_summed_wide() -> None:
     """256 and 999 ones: added up in bfloat16, the ones are lost and their number stops at 256."""
     module = cases.encoder(torch.bfloat16)
-    h = torch.ones(1, 1000, cases.C_TOKEN, dtype=torch.bfloat16)
+    h = torch.ones(1, 1000, cases.C_RESIDUE, dtype=torch.bfloat16)
     h[:, 0] = 256
     mean = module._residue_mean(h, torch.ones(1000, dtype=torch.int64), 3)
     assert mean.dtype == torch.bfloat16
@@ -306,7 +306,7 @@ def checked() -> Iterator[ModuleType]:
 
 
 def test_shapes_of_every_signature_hold(checked: ModuleType) -> None:
-    encoder = checked.AtomFeatureEncoder(3 + cases.ELEMENTS, cases.C_TOKEN, cases.C_PAIR, 24, 6, 11, 2, 4, cases.WINDOW)
+    encoder = checked.AtomFeatureEncoder(3 + cases.ELEMENTS, cases.C_TOKEN, cases.C_PAIR, 11, 6, 24, 2, 4, cases.WINDOW)
     decoder = checked.AtomAttentionDecoder(cases.C_TOKEN, cases.C_PAIR, 24, 6, 2, 4, cases.WINDOW)
     stack = checked.AtomTransformer(24, 6, 2, 4)
     for order in ("sorted", "shuffled"):
@@ -340,7 +340,7 @@ def test_checks_cost_nothing_in_normal_use() -> None:
 
 def test_initial_parameters_are_torch_defaults() -> None:
     """No hidden initialisation: norms start at 1 and 0 with torch's eps, linears have no bias."""
-    for module in (AtomFeatureEncoder(8, 20, 14, 24, 6, 20, 1, 4), AtomAttentionDecoder(20, 14, 24, 6)):
+    for module in (AtomFeatureEncoder(8, 20, 14, 20, 6, 24, 1, 4), AtomAttentionDecoder(20, 14, 24, 6)):
         for layer in module.modules():
             if isinstance(layer, nn.LayerNorm):
                 assert layer.weight.eq(1).all()

@@ -73,7 +73,7 @@ def large(part: str, backend: str) -> tuple[Callable[[], object], int]:
     trunk = {"s": normal(n_res, 384), "z": normal(n_res, n_res, 128)}
     atoms = {x: normal(n_atom, 128) for x in ("q_skip", "c_skip", "c")}
     if part == "encoder":
-        module: nn.Module = layer.AtomFeatureEncoder(8, 384, 128, 128, d, 384, 3, 4)
+        module: nn.Module = layer.AtomFeatureEncoder(8, 384, 128, 384, d, 128, 3, 4)
         inputs = {"ref_pos": normal(n_atom, 3), "ref_element": normal(n_atom, 5), "r_scaled": normal(n_atom, 3)}
         inputs |= {"ref_space_uid": torch.zeros_like(tok), "s_input": trunk["s"], "z_input": trunk["z"]}
     else:

@@ -10,6 +10,7 @@ have the gradient of a constant, which hides errors that cancel.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -208,13 +209,24 @@ def _module(problem: Problem) -> nn.Module:
         case "stack":
             return at.AtomTransformer(p.c_atom, p.c_atompair, p.n_blocks, p.heads, p.window)
         case "encoder":
-            return at.AtomFeatureEncoder(
-                3 + ELEMENTS, p.c_token, p.c_pair, p.c_atom, p.c_atompair, p.c_token, p.n_blocks, p.heads, p.window
-            )
+            return _encoder(p)
         case "decoder":
             return at.AtomAttentionDecoder(p.c_token, p.c_pair, p.c_atom, p.c_atompair, p.n_blocks, p.heads, p.window)
         case "index":
             return nn.Identity()
+
+
+def _encoder(p: Problem) -> nn.Module:
+    """The encoder with atoms of ``c_atom`` and residues of ``c_token`` channels; in code from before the API's widths
+    were mended, ``c`` was the atoms' and ``m`` the residues'."""
+    from pallatom.architecture.atom_transformers import AtomFeatureEncoder
+
+    sizes = (p.n_blocks, p.heads, p.window)
+    with contextlib.suppress(ValueError):  # such code may find that heads do not divide what it takes for atoms
+        encoder = AtomFeatureEncoder(3 + ELEMENTS, p.c_token, p.c_pair, p.c_token, p.c_atompair, p.c_atom, *sizes)
+        if encoder.proj_r_scaled.out_features == p.c_atom:
+            return encoder
+    return AtomFeatureEncoder(3 + ELEMENTS, p.c_token, p.c_pair, p.c_atom, p.c_atompair, p.c_token, *sizes)
 
 
 def seed_parameters(module: nn.Module, problem: Problem) -> None:

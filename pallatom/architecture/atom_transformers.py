@@ -235,6 +235,7 @@ class AtomTransformer(nn.Module):
     ) -> None:
         super().__init__()
         _validate.check_count("n_blocks", n_blocks)
+        self.window_size = _validate.check_count("window_size", window_size)
         self.blocks = nn.ModuleList(
             AtomTransformerBlock(c_atom, c_atompair, n_heads, window_size) for _ in range(n_blocks)
         )
@@ -260,7 +261,7 @@ class AtomFeatureEncoder(nn.Module):
     ----------
     f_ref_dim : 3 + E, a reference position and E element features.
     c_token, c_pair : channels of the trunk's s and z.
-    c, d, m : channels of atoms, of atom pairs, and of the residues returned.
+    c, d, m : channels of the residues returned, of atom pairs, and of atoms.
     n_blocks, n_heads, window_size : of the transformer.
     """
 
@@ -280,20 +281,20 @@ class AtomFeatureEncoder(nn.Module):
         _validate.check_count("f_ref_dim", f_ref_dim, minimum=3)
         self.m = m
         self.window_size = _validate.check_count("window_size", window_size)
-        self.proj_fref_c = LinearNoBias(f_ref_dim, c)
+        self.proj_fref_c = LinearNoBias(f_ref_dim, m)
         self.proj_d_vec = LinearNoBias(3, d)
         self.proj_inv_sq = LinearNoBias(1, d)
         self.proj_v = LinearNoBias(1, d)
-        self.proj_cl_pair = LinearNoBias(c, d)
-        self.proj_cm_pair = LinearNoBias(c, d)
-        self.proj_r_scaled = LinearNoBias(3, c)
+        self.proj_cl_pair = LinearNoBias(m, d)
+        self.proj_cm_pair = LinearNoBias(m, d)
+        self.proj_r_scaled = LinearNoBias(3, m)
         self.norm_s_init = nn.LayerNorm(c_token)
-        self.proj_s_init = LinearNoBias(c_token, c)
+        self.proj_s_init = LinearNoBias(c_token, m)
         self.norm_z_init = nn.LayerNorm(c_pair)
         self.proj_z_init = LinearNoBias(c_pair, d)
         self.mlp_p = _pair_mlp(d)
-        self.transformer = AtomTransformer(c, d, n_blocks, n_heads, window_size)
-        self.proj_agg = LinearNoBias(c, m)
+        self.transformer = AtomTransformer(m, d, n_blocks, n_heads, window_size)
+        self.proj_agg = LinearNoBias(m, c)
 
     def forward(
         self,
@@ -305,11 +306,11 @@ class AtomFeatureEncoder(nn.Module):
         r_scaled: Float[Tensor, "b n 3"],
         tok_idx: Int[Tensor, " n"] | Int[Tensor, "b n"],
     ) -> tuple[
-        Float[Tensor, "b r m"],
-        Float[Tensor, "b n c"],
-        Float[Tensor, "b n c"],
+        Float[Tensor, "b r c"],
+        Float[Tensor, "b n m"],
+        Float[Tensor, "b n m"],
         Float[Tensor, "b n k d"],
-        Float[Tensor, "b n c"],
+        Float[Tensor, "b n m"],
     ]:
         """Return (s_i, q_skip, c_skip, p_skip, c_l): residues, atoms, and what the decoder's skips need.
 
@@ -351,9 +352,9 @@ class AtomFeatureEncoder(nn.Module):
         return p
 
     def _residue_mean(self, h: Tensor, tok: Tensor, n_res: int) -> Tensor:
-        """Mean of h [B, N, m] over the atoms of each residue, summed in float32 at least; 0 for a residue without."""
+        """Mean of h [B, N, c] over the atoms of each residue, summed in float32 at least; 0 for a residue without."""
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
-        total = wide.new_zeros(len(h), n_res, self.m).index_add(1, tok, wide)
+        total = wide.new_zeros(len(h), n_res, h.shape[-1]).index_add(1, tok, wide)
         n_atom = wide.new_zeros(n_res).index_add(0, tok, wide.new_ones(len(tok)))
         return (total / n_atom.clamp(min=1)[:, None]).to(h.dtype)
 
