@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._backend import Backend, Cost, Shape, UnsupportedError, operation_floor
-from ._registry import convert, load, names, why_unavailable
+from ._registry import convert, load, names, path, why_unavailable
 
 if TYPE_CHECKING:
     from ._band import BandPlan, NotABand, band_plan
@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "names",
     "operation_floor",
+    "path",
     "why_unavailable",
 ]
 

@@ -75,7 +75,8 @@ class Backend:
     foreign modules, imported where they are used and nowhere else; ``probe(device)`` returns further reasons why not,
     asked only where the device is there and ``requires`` imports. ``compiles``: the first call of each kind (shapes,
     dtypes) runs a compiler and takes seconds. ``tuning_ms``: what tuning, where it was asked for, has taken in this
-    process so far; a first call that tunes is timed without it.
+    process so far; a first call that tunes is timed without it. ``path(block, Q, K, V, p, neighbor_idx, valid_mask)``:
+    which of its algorithms such a call takes, in a word or a phrase; None where it has one (see :func:`variants.path`).
     """
 
     block: type[AtomTransformerBlock]
@@ -91,6 +92,7 @@ class Backend:
     compiles: bool = False
     probe: Callable[[str], list[str]] | None = None
     tuning_ms: Callable[[], float] | None = None
+    path: Callable[..., str] | None = None
 
 
 def operation_floor(shape: Shape, mode: Mode) -> tuple[int, int]:

@@ -44,6 +44,16 @@ class BandPlan:
     monotone: bool
     n_live: int
 
+    @property
+    def path(self) -> str:
+        """What a band backend answers to :func:`variants.path`: whether it reads the mask too."""
+        return "band with holes" if self.has_holes else "band"
+
+
+def band_path(block: torch.nn.Module, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, idx: Tensor, mask: Tensor) -> str:
+    """``Backend.path`` of a backend whose only choice is whether to read the mask."""
+    return band_plan(idx, mask).path
+
 
 def band_plan(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan:
     """The plan of ``neighbor_idx [N, K]`` under ``valid_mask [N, K]`` or ``[B, N, K]``.

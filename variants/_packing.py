@@ -105,6 +105,14 @@ def attend_packed(
     return torch.where(alive[..., None, None], out.reshape(Q.shape[0], -1, *Q.shape[2:])[:, :n], 0)
 
 
+def path(
+    block: AtomTransformerBlock, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor
+) -> str:
+    """Which way :func:`attend_packed` goes: the layer's own empty sum where no row sees anything, else the tiles."""
+    plan = band_plan(neighbor_idx, valid_mask)
+    return plan.path if packing(plan).keys.shape[0] else "layer"
+
+
 def cost(shape: Shape, mode: Mode) -> Cost:
     """p read and its norm written and read; bias written, packed and read; K and V copied for each tile.
 

@@ -68,6 +68,29 @@ def require(backend: Backend, block: AtomTransformerBlock, *tensors: torch.Tenso
         raise UnsupportedError(reasons, who=type(block).__name__)
 
 
+def path(
+    block: AtomTransformerBlock,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    p: torch.Tensor,
+    neighbor_idx: torch.Tensor,
+    valid_mask: torch.Tensor,
+) -> str:
+    """Which of its backend's algorithms ``block._attend`` takes for these arguments, in a stable word or phrase.
+
+    A backend with one algorithm answers with its own name. "layer" is the layer's own sum: of nothing, where no slot is
+    live. Nothing is computed but the index's plan, which is remembered for the call. A call that the backend refuses by
+    its declaration or by its index is refused here with the same :class:`UnsupportedError`.
+    """
+    name = _backend_name(type(block))
+    if name is None:
+        raise TypeError(f"block: expected a backend's block, got {type(block).__module__}.{type(block).__qualname__}")
+    backend = load(name)
+    require(backend, block, Q, K, V, p)
+    return name if backend.path is None else backend.path(block, Q, K, V, p, neighbor_idx, valid_mask)
+
+
 def _limit_reasons(backend: Backend, device: str, dtypes: tuple[torch.dtype, ...], backward: bool) -> list[str]:
     """Declared limits against what is asked: device kind, dtypes, backward."""
     kind = device.partition(":")[0]
@@ -150,7 +173,7 @@ def convert(module: torch.nn.Module, name: str) -> torch.nn.Module:
     if not blocks:
         raise ValueError(f"module: expected an AtomTransformerBlock in the tree, {type(module).__name__} has none")
     for block in blocks:
-        if type(block) is not AtomTransformerBlock and not _is_backend_block(type(block)):
+        if _backend_name(type(block)) is None:
             raise TypeError(
                 f"module: expected blocks of class AtomTransformerBlock or of a backend, got {type(block).__module__}."
                 f"{type(block).__qualname__}, whose own behaviour a backend would replace"
@@ -171,9 +194,14 @@ def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     return [t for t in held if isinstance(t, torch.Tensor)]
 
 
-def _is_backend_block(block: type) -> bool:
+def _backend_name(block: type) -> str | None:
+    """The backend that ``block`` is the class of; None for any other class."""
+    from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+    if block is AtomTransformerBlock:
+        return "gather"
     package, _, stem = block.__module__.rpartition(".")
-    return package == __package__ and stem in names() and load(stem).block is block
+    return stem if package == __package__ and stem in names() and load(stem).block is block else None
 
 
 def _short(dtype: torch.dtype) -> str:

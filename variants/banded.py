@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape
-from ._band import BandPlan, band_plan
+from ._band import BandPlan, band_path, band_plan
 from ._batches import Batch, batches
 from ._pair_bias import PairBias, Pairs
 from ._registry import require
@@ -198,4 +198,5 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     cost=cost,
     needs_band=True,
+    path=band_path,
 )

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape
-from ._band import BandPlan, band_plan
+from ._band import BandPlan, band_path, band_plan
 from ._cpu_library import Call, compiler_reasons, library
 from ._registry import require
 
@@ -159,5 +159,6 @@ BACKEND = Backend(
     cost=cost,
     backward=("cpu",),
     needs_band=True,
+    path=band_path,
     probe=probe,
 )

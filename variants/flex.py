@@ -157,6 +157,13 @@ class FlexBlock(AtomTransformerBlock):
         return compiled(_attention, Q, K, V, bias, *told, holes)(Q, K, V, bias, told, holes)
 
 
+def path(
+    block: AtomTransformerBlock, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor
+) -> str:
+    """The layer's own empty sum where there are no slots, else the band."""
+    return band_plan(neighbor_idx, valid_mask).path if p.shape[2] else "layer"
+
+
 def _require_size(block: FlexBlock, Q: Tensor, p: Tensor) -> None:
     """FlexAttention's own limits on sizes."""
     reasons = []
@@ -203,4 +210,5 @@ BACKEND = Backend(
     needs_band=True,
     probe=probe,
     compiles=True,
+    path=path,
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, UnsupportedError
-from ._packing import attend_packed, cost
+from ._packing import attend_packed, cost, path
 from ._registry import require
 
 _MAX_TILES = 65_535  # of a CUDA grid's third axis
@@ -52,4 +52,5 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     cost=cost,
     needs_band=True,
+    path=path,
 )

@@ -106,6 +106,13 @@ class XformersBlocksparseBlock(AtomTransformerBlock):
         return torch.where(where.alive[..., None, None], out, 0).to(Q.dtype)
 
 
+def path(
+    block: AtomTransformerBlock, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor
+) -> str:
+    """The layer's own empty sum where no pair is alive, else the blocks."""
+    return "blocks" if layout(neighbor_idx, valid_mask).row.numel() else "layer"
+
+
 def _by_head(x: Tensor) -> Tensor:
     """[B, N, H, D] → [B, H, N', D], zeros up to a whole number of blocks."""
     fill = -x.shape[1] % _SIDE
@@ -151,4 +158,5 @@ BACKEND = Backend(
     cost=cost,
     needs_unique=True,
     probe=lambda device: list(library_reasons()),
+    path=path,
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, UnsupportedError
-from ._packing import attend_packed, cost
+from ._packing import attend_packed, cost, path
 from ._registry import require
 from ._xformers import extension_reasons, library_reasons
 
@@ -76,5 +76,6 @@ BACKEND = Backend(
     backward=("cuda",),
     min_capability=(7, 0),
     needs_band=True,
+    path=path,
     probe=probe,
 )
