@@ -1,4 +1,4 @@
-"""One thread per process where the tests already run one process per core: two would only wait for each other."""
+"""What every test runs under: one thread per process where there is one process per core, long modules first."""
 
 import os
 from collections.abc import Iterator
@@ -6,9 +6,41 @@ from collections.abc import Iterator
 import pytest
 
 from tests.browser import QUIET, executable, unavailable
+from tests.interpreter import Interpreter, runs_elsewhere
 
-if os.environ.get("PYTEST_XDIST_WORKER"):
+if os.environ.get("PYTEST_XDIST_WORKER"):  # two threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+INTERPRETER = pytest.StashKey[Interpreter]()
+# What takes longest begins first: the rest then fills the gaps, and no process is left alone with a long test.
+LONGEST = (
+    "test_asv_run", "test_triton_interpreter", "test_regress_run", "test_cli", "test_sweep", "test_variants_flex",
+    "test_variants", "test_asv_commits",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[INTERPRETER] = Interpreter()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[INTERPRETER].close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    if not runs_elsewhere(item):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in item.config.stash[INTERPRETER].reports(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,4 @@
-"""What the Triton kernels compute, in Triton's CPU interpreter: run by ``test_triton.py`` in a process of its own.
-
-The interpreter is chosen when triton is first imported, and the offline compiler needs a process without it.
-"""
+"""What the Triton kernels compute, in Triton's CPU interpreter: ``interpreter.py`` says in which process."""
 
 from __future__ import annotations
 
@@ -26,6 +23,9 @@ from variants._triton_bench import GpuBench
 from variants._triton_config import Config, Sizes, backward_config, gather_config
 from variants._triton_launch import backward, in_order, queries_of
 from variants._triton_tuned import Kernel
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.interpreted
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
 # Beyond the tolerance only what eager PyTorch does not reach either, in the same dtypes on the same inputs: twice and a
