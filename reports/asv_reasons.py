@@ -36,7 +36,7 @@ def _lines(path: Path) -> Iterator[dict[str, object]]:
     for line in text.split("\n"):
         try:
             fields = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # digits or brackets without end are none either
             continue
         if isinstance(fields, dict):
             yield fields

@@ -107,7 +107,7 @@ def _short(m: Material, s: Setting) -> str:
 
 
 def _tag(place: Place) -> str:
-    return _stem(place.machine, place.device, place.commit[:7])
+    return _stem(place.machine, place.device, place.commit[:7], place.tag)
 
 
 def _forests(m: Material, kind: str) -> Iterator[Drawing]:

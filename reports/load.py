@@ -1,21 +1,21 @@
 """Records from files and folders, sorted into places and settings; the newest of a cell is the current one.
 
-A *place* is one machine, one device and one commit: numbers of two places never meet in one ratio or on one line.
+A *place* (:mod:`benchmarks.harness.place`) is one machine, device, commit and all else that decides a number: numbers
+of two places never meet in one ratio or on one line.
 A *setting* is everything of a problem that is no axis of a plot: level, mode, dtype, model sizes.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from pydantic import ValidationError
 
+from benchmarks.harness.place import Place, place_of, told_apart
 from benchmarks.harness.profile_record import PROFILES
-from benchmarks.harness.record import Problem, Provenance, Record
+from benchmarks.harness.record import Problem, Record, scan
 
 LEVELS = ("attention", "block", "stack", "encoder", "decoder", "index")
 MODES = ("fwd", "fwdbwd", "train")
@@ -26,20 +26,6 @@ MODE_WORDS = {"fwd": "forward", "fwdbwd": "forward + backward", "train": "traini
 
 class InputError(ValueError):
     """What was given cannot be reported on; the message says what was expected and what was found."""
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """One machine, device (a CPU with its number of threads) and commit."""
-
-    machine: str
-    device: str
-    hardware: str
-    commit: str
-
-    @property
-    def label(self) -> str:
-        return f"{self.hardware} ({self.machine})"
 
 
 @dataclass(frozen=True)
@@ -99,11 +85,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A line that is no record, and why."""
+    """A line that is no record, and why; no ``fault``: the beginning of one, which a kill cut off."""
 
     source: str
     line: int
     why: str
+    fault: bool = True
 
 
 @dataclass(frozen=True)
@@ -144,21 +131,25 @@ def setting_labels(collection: Collection) -> dict[Setting, str]:
 def load(paths: Sequence[Path], *, strict: bool = False) -> Collection:
     """Every record of ``paths`` (``.jsonl`` files, or folders searched for them).
 
-    A line that is no record is left out and listed in ``rejected``; with ``strict`` it is an error. No record at all
-    is an error either way.
+    A line that is no record is left out and listed in ``rejected``; with ``strict`` it is an error, unless it is the
+    beginning of one that a kill cut off. No record at all is an error either way.
     """
     files = list(_files(paths))
     records: list[tuple[Record, str]] = []
     rejected: list[Rejected] = []
     for f in files:
-        for number, found in _lines(f):
-            if isinstance(found, Record):
-                records.append((found, f.name))
-            else:
-                rejected.append(Rejected(f.name, number, found))
-    if strict and rejected:
-        r = rejected[0]
-        raise InputError(f"{r.source}:{r.line}: {r.why} ({len(rejected)} such lines; leave out --strict to pass over)")
+        try:
+            for found in scan(f):
+                if isinstance(found, Record):
+                    records.append((found, f.name))
+                else:
+                    rejected.append(Rejected(f.name, found.number, found.why, fault=found.kind != "unfinished"))
+        except OSError as e:
+            raise InputError(f"{f}: expected a readable file: {e.strerror}") from e
+    faults = [r for r in rejected if r.fault]
+    if strict and faults:
+        r = faults[0]
+        raise InputError(f"{r.source}:{r.line}: {r.why} ({len(faults)} such lines; leave out --strict to pass over)")
     if not records:
         detail = f"; first of {len(rejected)} other lines: {rejected[0].why}" if rejected else ""
         raise InputError(f"expected at least one record in {', '.join(map(str, paths))}, found none{detail}")
@@ -182,52 +173,10 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
                 yield f
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Record | str]]:
-    """(line number, record or why it is none) for every line that is not blank."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as e:
-        raise InputError(f"{path}: expected a readable file: {e.strerror}") from e
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as e:
-            yield number, f"no JSON ({e.msg} at column {e.colno})"
-            continue
-        try:
-            yield number, Record.model_validate(fields)
-        except ValidationError as e:
-            yield number, _explain(fields, e)
-
-
-def _explain(fields: object, error: ValidationError) -> str:
-    version = fields.get("schema_version") if isinstance(fields, dict) else None
-    if version not in (None, 1):
-        return f"schema version {version!r}, expected 1"
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "record"
-    return f"no record of schema 1: {where}: {first['msg']}" + (
-        f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    )
-
-
-def place_of(origin: Provenance, device: str) -> Place:
-    """Where something was measured."""
-    hardware = (origin.gpu or "unnamed GPU") if device == "cuda" else _cpu(origin)
-    commit = (origin.commit or "unknown")[:12] + ("+changes" if origin.dirty else "")
-    return Place(origin.machine, device, hardware, commit)
-
-
-def _cpu(origin: Provenance) -> str:
-    """The processor and its threads: other threads are another machine as far as a time is concerned."""
-    threads = origin.environment.get("threads")
-    return origin.cpu if threads is None else f"{origin.cpu}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def _supersede(records: Iterable[tuple[Record, str]]) -> list[Cell]:
-    cells = [Cell(r, place_of(r.provenance, r.problem.device), source) for r, source in records]
+def _supersede(records: Sequence[tuple[Record, str]]) -> list[Cell]:
+    found = [(r, place_of(r.provenance, r.problem.device), source) for r, source in records]
+    shown = told_apart(place for _, place, _ in found)
+    cells = [Cell(r, shown[place], source) for r, place, source in found]
     newest: dict[tuple[Place, str], int] = {}
     for i, c in enumerate(cells):
         key = (c.place, c.record.key)

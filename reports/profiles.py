@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.harness.place import Place, place_of, told_apart
 from benchmarks.harness.profile_record import PROFILES, Breakdown, Counters, Profile, Row, scan_profiles
 from benchmarks.harness.record import Problem
 from reports import words
-from reports.load import MODE_WORDS, SHORT_DTYPE, Place, place_of
+from reports.load import MODE_WORDS, SHORT_DTYPE
 from reports.table import Column, Table, num, text
 
 # A slot of the page's palette for each kind of work; what is not named shares the last. Idle time is hatched instead.
@@ -104,7 +105,8 @@ def section(files: Sequence[Path], out: Path | None) -> Section:
         places.setdefault(place, []).append(one)
     ordered = sorted(places, key=lambda p: max(one.provenance.utc for one, _ in places[p]), reverse=True)
     numbers = iter(range(1, len(newest) + 1))
-    charts = [(place, _charts(places[place], out, numbers)) for place in ordered]
+    shown = told_apart(places)
+    charts = [(shown[place], _charts(places[place], out, numbers)) for place in ordered]
     return Section(charts, _kinds([one for one, _ in newest.values()]), notices)
 
 

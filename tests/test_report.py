@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks.harness.record import read
 from reports import analyse, answer, curves, page, tables, theme
 from reports.__main__ import app
 from reports.load import Collection, InputError, load
@@ -309,12 +310,41 @@ def test_garbage_lines_are_listed_and_the_page_is_made(tmp_path):
     assert "r.jsonl:3" in strict.output
 
 
+def test_an_unfinished_line_is_no_fault_but_is_noticed(tmp_path):
+    """One behaviour for whoever reads: ``read`` passes over it, and so does ``--strict``."""
+    path = tmp_path / "in" / "r.jsonl"
+    make.write(path, make.group(make.CPU, make.problem(), backends=["gather", "banded"]))
+    with path.open("a") as f:
+        f.write('{"schema_version":1,"run":"cut off by a ki')
+    assert len(list(read(path))) == 2
+    result = run(tmp_path, None, "--strict")
+    assert result.exit_code == 0, result.output
+    assert "left out: r.jsonl:3: a record cut off" in result.output
+
+
+def test_places_that_look_the_same_keep_their_figures_apart(tmp_path):
+    p = make.problem()
+    here = make.group(make.CPU, p, backends=["gather", "banded"])
+    old = make.provenance(versions={"torch": "2.12.0"})
+    there = [r.model_copy(update={"provenance": old}) for r in make.group(make.CPU, p, backends=["gather", "banded"])]
+    result = run(tmp_path, here + there)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "torch 2.12.0" in page
+    alone = run(tmp_path, here)
+    assert alone.exit_code == 0
+    drawn = len(list((tmp_path / "out" / "figures").glob("*.svg")))
+    both = run(tmp_path, here + there)
+    assert both.exit_code == 0
+    assert len(list((tmp_path / "out" / "figures").glob("*.svg"))) == 2 * drawn > 0
+
+
 def test_input_without_a_record_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "words.jsonl").write_text("hello\n")
     for given, expected in (("empty.jsonl", "at least one record"), ("folder", "none"), ("absent", "nothing there"),
-                            ("words.jsonl", "no JSON")):  # fmt: skip
+                            ("words.jsonl", "not JSON")):  # fmt: skip
         with pytest.raises(InputError, match=expected):
             load([tmp_path / given])
         result = CliRunner().invoke(app, [str(tmp_path / given), "--out", str(tmp_path / "out")])

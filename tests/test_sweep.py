@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import arms, cases, footprint
+from benchmarks.harness import arms, cases, footprint, place
 from benchmarks.harness import sweep as harness
 from benchmarks.harness.case import Case
 from benchmarks.harness.host import Host
 from benchmarks.harness.measure import PHASE_LIMITS_S, Options
 from benchmarks.harness.process import Worker, WorkerDied, WorkerTimeout
-from benchmarks.harness.record import Record, read
+from benchmarks.harness.record import Record, append, read
+from tests import records_factory as made
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = Options(budget_s=0.3, min_blocks=3, max_blocks=6)
@@ -178,12 +180,133 @@ def test_a_second_run_measures_only_what_is_new(tmp_path: Path, host: Host) -> N
     assert len(harness.Sweep(groups_of(("banded",)), again, host=host).run().made) == 1
 
 
-def test_cells_of_another_commit_are_measured_again(tmp_path: Path, host: Host) -> None:
-    settings = harness.Settings(out=tmp_path / "r.jsonl", options=QUICK)
-    made = harness.Sweep(groups_of(("banded",)), settings, host=host).run().made[0]
-    text = settings.out.read_text()
-    settings.out.write_text(text.replace(made.provenance.code, "0" * 16))
-    assert len(harness.Sweep(groups_of(("banded",)), settings, host=host).run().made) == 1
+@pytest.fixture(scope="module")
+def on_file(host: Host, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
+    """One cell, measured, and the file that holds it."""
+    out = tmp_path_factory.mktemp("on_file") / "r.jsonl"
+    (cell,) = harness.Sweep(groups_of(("banded",)), harness.Settings(out=out, options=QUICK), host=host).run().made
+    return out, cell
+
+
+def waiting(out: Path, host: Host, options: Options = QUICK, backend: str = "banded") -> int:
+    """How many of the cells a sweep would measure, with this file before it."""
+    sweep = harness.Sweep(groups_of((backend,)), harness.Settings(out=out, options=options), host=host)
+    return len(sweep.groups) - len(sweep._on_file())
+
+
+class Elsewhere(Host):
+    """The same machine, but for what it says of itself."""
+
+    def __init__(self, host: Host, **said: object) -> None:
+        super().__init__()
+        self._described = {"cpu": host.describe("cpu") | said}
+
+
+def test_what_a_record_says_of_itself_is_all_that_a_number_hangs_on(on_file, host: Host) -> None:
+    out, cell = on_file
+    where = cell.provenance
+    assert where.ruler == place.ruler_hash()
+    assert where.tuned is None
+    assert where.options is not None
+    assert where.options | {"budget_s": 0.3, "min_blocks": 3, "max_blocks": 6} == where.options
+    assert "limits_s" not in where.options
+    assert waiting(out, host) == 0, "nothing has changed"
+    assert waiting(out, host, replace(QUICK, limits_s={"gate": 1.0})) == 0, "a limit changes no number"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("commit", "f" * 40),
+        ("code", "0" * 16),
+        ("ruler", "0" * 16),
+        ("tuned", "0" * 16),
+        ("machine", "another"),
+        ("cpu", "another"),
+        ("driver", "580.1"),
+        ("dirty", "flipped"),
+    ],
+)
+def test_a_cell_from_another_place_is_measured_again(on_file, host: Host, name: str, value: str) -> None:
+    out, cell = on_file
+    said = not cell.provenance.dirty if value == "flipped" else value
+    assert waiting(out, Elsewhere(host, **{name: said})) == 1
+
+
+@pytest.mark.parametrize("library", ["torch", "triton", "numpy", "python"])
+def test_another_version_of_a_library_is_another_place(on_file, host: Host, library: str) -> None:
+    versions = host.describe("cpu")["versions"]
+    assert waiting(on_file[0], Elsewhere(host, versions=versions | {library: "0.0.1"})) == 1
+    assert waiting(on_file[0], Elsewhere(host, versions=versions | {library: None})) == 1
+
+
+@pytest.mark.parametrize("change", [{"budget_s": 0.4}, {"gate_pairs": 64}, {"try_oversized": True}, {"speed": False}])
+def test_what_was_asked_for_otherwise_is_measured_again(on_file, host: Host, change: dict) -> None:
+    assert waiting(on_file[0], host, replace(QUICK, **change)) == 1
+
+
+def test_other_threads_and_another_tuned_file_are_measured_again(
+    on_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by real processes: nothing is faked here."""
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text('{"format": 2, "entries": {}}')
+    with Host(threads=2) as two:
+        assert waiting(on_file[0], two) == 1
+    monkeypatch.setenv("PALLATOM_TRITON_TUNED", str(tuned))
+    out = tmp_path / "r.jsonl"
+    settings = harness.Settings(out=out, options=QUICK)
+    with Host(threads=1) as one:
+        assert waiting(on_file[0], one) == 1
+        harness.Sweep(groups_of(("banded",)), settings, host=one).run()
+        assert waiting(out, one) == 0
+    tuned.write_text('{"format": 2, "entries": {} }')
+    with Host(threads=1) as edited:
+        assert waiting(out, edited) == 1
+
+
+def test_a_backend_of_the_users_own_that_was_edited_is_measured_again(tmp_path: Path, host: Host) -> None:
+    out, mine = tmp_path / "r.jsonl", plant(tmp_path, "mine", "pass")
+    settings = harness.Settings(out=out, options=QUICK)
+    harness.Sweep(groups_of((mine,)), settings, host=host).run()
+    assert waiting(out, host, backend=mine) == 0
+    plant(tmp_path, "mine", "pass  # otherwise")
+    assert waiting(out, host, backend=mine) == 1
+
+
+def test_a_record_that_does_not_say_is_not_the_same(on_file, host: Host, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    for lacking in ("ruler", "options"):
+        append(out, [with_provenance(on_file[1], **{lacking: None})])
+    assert waiting(out, host) == 1
+    append(out, [on_file[1]])
+    assert waiting(out, host) == 0
+
+
+def test_a_record_of_another_device_costs_a_sweep_nothing(on_file, tmp_path: Path) -> None:
+    """A GPU's records, on a machine that has none, between and after what is on file here."""
+    out = tmp_path / "r.jsonl"
+    there = made.group(made.CUDA, made.problem(device="cuda", dtype="bfloat16"), backends=["gather", "banded"])
+    append(out, [*there, on_file[1], *there])
+    with Host(threads=1) as host:
+        outcome = harness.Sweep(groups_of(("banded",)), harness.Settings(out=out, options=QUICK), host=host).run()
+    assert (len(outcome.made), len(outcome.records)) == (0, 1)
+    assert len(list(read(out))) == 5
+
+
+def test_a_status_of_another_machine_takes_nothing_from_what_is_on_file(on_file, host: Host, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    crashed = {"status": "crashed", "reason": "there", "gate": None, "timing": None, "memory": None, "limit": None}
+    elsewhere = with_provenance(on_file[1], machine="another")
+    append(out, [on_file[1], Record.model_validate(elsewhere.model_dump() | crashed)])
+    settings = harness.Settings(out=out, options=QUICK, retry=frozenset({"crashed"}))
+    assert len(harness.Sweep(groups_of(("banded",)), settings, host=host)._on_file()) == 1
+    append(out, [Record.model_validate(on_file[1].model_dump() | crashed)])
+    assert harness.Sweep(groups_of(("banded",)), settings, host=host)._on_file() == {}
+
+
+def with_provenance(record: Record, **changes: object) -> Record:
+    return record.model_copy(update={"provenance": record.provenance.model_copy(update=changes)})
 
 
 def test_a_budget_ends_in_time_with_complete_cells(tmp_path: Path) -> None:

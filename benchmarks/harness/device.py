@@ -21,6 +21,7 @@ from typing import Any
 
 from .ceilings import Ceilings, ceilings
 from .memory import available_bytes, peak_memory, total_bytes
+from .place import ruler_hash, tuned_hash
 
 __all__ = [
     "Ceilings",
@@ -57,7 +58,7 @@ class ForeignPackage(RuntimeError):
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Every field of :class:`~.record.Provenance` but ``argv`` and ``seed``: complete it with
+    """Every field of :class:`~.record.Provenance` but ``argv``, ``seed`` and ``options``: complete it with
     ``Provenance(**describe(device), argv=sys.argv, seed=seed)``. ``BENCH_MACHINE`` names the machine
     where its host name says nothing, or too much."""
     folder = code_origin()
@@ -75,6 +76,8 @@ def describe(device: str) -> dict[str, Any]:
         "driver": gpu.pop("driver", None),
         "versions": versions(),
         "code": code_hash(folder),
+        "ruler": ruler_hash(),
+        "tuned": tuned_hash(),
         "environment": {"platform": platform.platform(), **_threads(), **gpu, "start": state(device)},
     }
 

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from .record import MalformedRecord, Provenance, Status
-
-_START = '{"kernel_schema":'  # how every line begins
+from .record import MalformedRecord, Provenance, Status, scan_lines
 
 
 class KernelRecord(BaseModel):
@@ -54,14 +52,11 @@ def read(path: Path) -> Iterator[KernelRecord]:
     ------
     MalformedRecord
     """
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        try:
-            if line.strip():
-                yield KernelRecord.model_validate_json(line)
-        except ValidationError as e:
-            cut_off = line.startswith(_START) and e.errors()[0]["type"] == "json_invalid"
-            if not cut_off:
-                raise MalformedRecord(f"{path}:{number}: no record of a kernel: {e}") from None
+    for found in scan_lines(path, KernelRecord):
+        if isinstance(found, KernelRecord):
+            yield found
+        elif found.kind != "unfinished":
+            raise MalformedRecord(f"{path}:{found.number}: no record of a kernel: {found.why}")
 
 
 def inspect(kernel: str, arch: int, dtype: str) -> dict[str, Any]:

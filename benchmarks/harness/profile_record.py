@@ -5,17 +5,15 @@ Like :mod:`.record` it is free of torch, checked when written and when read; no 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .record import Count, Gate, Limit, Milliseconds, Problem, Provenance, Status
+from .record import Count, Gate, Limit, Milliseconds, Problem, Provenance, Status, scan_lines
 
 PROFILES = "profiles.jsonl"  # beside records.jsonl
-_START = '{"schema_version":'  # how every line begins
 Share = Annotated[float, Field(ge=0, le=1.0001, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -125,17 +123,8 @@ class Profile(_Frozen):
 
 def scan_profiles(path: Path) -> Iterator[Profile | str]:
     """The profiles of one file; for a line that holds none, which and why. A cut-off last line is passed over."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except ValueError as e:
-            if not line.startswith(_START):  # else a profile cut off by a kill, which is no fault
-                yield f"{path.name}:{number}: not JSON: {e}"
-            continue
-        try:
-            yield Profile.model_validate(fields)
-        except ValidationError as e:
-            yield f"{path.name}:{number}: no profile of schema 1: {e.errors()[0]['loc']} {e.errors()[0]['msg']}"
+    for found in scan_lines(path, Profile):
+        if isinstance(found, Profile):
+            yield found
+        elif found.kind != "unfinished":
+            yield f"{path.name}:{found.number}: {found.why}"

@@ -18,10 +18,11 @@ from . import arms
 from .cases import Group
 from .host import START_LIMIT_S, Host, seconds_left
 from .measure import Options
+from .place import counts
 from .process import WorkerDied, WorkerTimeout
 from .profile_record import PROFILES, Counters, Profile, scan_profiles
 from .record import Problem, Provenance, Record, append
-from .sweep import place_of, portable
+from .sweep import as_asked, files_of, portable
 
 Counting = Callable[[Group, str], Counters]
 
@@ -50,7 +51,7 @@ class Profiler:
         on_file = self._on_file()
         found: list[Profile] = []
         for group in groups:
-            known = {spec: on_file.get(f"{arms.name_of(spec)}@{group.problem.key}") for spec in group.backends}
+            known = {spec: self._known(on_file, group, spec) for spec in group.backends}
             kept = [profile for profile in known.values() if profile is not None]
             made = self._group(group, [spec for spec, profile in known.items() if profile is None])
             for profile in made:
@@ -58,26 +59,45 @@ class Profiler:
             found += kept + made
         return found
 
-    def _on_file(self) -> dict[str, Profile]:
-        """Good or unsupported profiles of this commit, code and machine; a crash is worth another try."""
+    def _on_file(self) -> dict[str, list[Profile]]:
+        """Good or unsupported profiles by their key; a crash is worth another try."""
         path = None if self.settings.folder is None else self.settings.folder / PROFILES
-        if path is None or not path.exists():
-            return {}
-        known = {}
-        for profile in scan_profiles(path):
+        known: dict[str, list[Profile]] = {}
+        for profile in scan_profiles(path) if path is not None and path.exists() else ():
             if isinstance(profile, Profile) and profile.status in ("ok", "unsupported"):
-                here = self.host.describe(profile.problem.device)
-                if place_of(profile.provenance.model_dump()) == place_of(here):
-                    known[profile.key] = profile
+                known.setdefault(profile.key, []).append(profile)
         return known
+
+    def _known(self, on_file: dict[str, list[Profile]], group: Group, spec: str) -> Profile | None:
+        """The last one on file that counts for what would be made here and now."""
+        found = on_file.get(f"{arms.name_of(spec)}@{group.problem.key}", [])
+        here = self._origin(group, files_of(group, spec)) if found else None
+        device = group.problem.device
+        return next((one for one in reversed(found) if here and counts(one.provenance, here, device)), None)
+
+    def _options(self) -> Options:
+        return Options(speed=False, gate_pairs=self.settings.gate_pairs)
+
+    def _origin(self, group: Group, files: dict[str, Any]) -> Provenance:
+        """The provenance of a profile that is made now, from these files of the user's."""
+        described = self.host.describe(group.problem.device)
+        asked = {
+            "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "argv": [portable(word) for word in self.settings.argv],
+            "seed": group.problem.seed,
+            "options": as_asked(self._options()),
+            "environment": described["environment"] | files,
+        }
+        return Provenance.model_validate(described | asked)
 
     def _group(self, group: Group, waiting: list[str]) -> list[Profile]:
         """Ask until every backend has its profile, in as many workers as that takes, or the time is over."""
         made: list[Profile] = []
         over = False
         while waiting and not over and seconds_left(self.settings.until) > 1:
+            files = {spec: files_of(group, spec) for spec in waiting}  # before they are read
             answers, over = self._ask(group, waiting)
-            fresh = [self._profile(group, spec, answer) for spec, answer in answers.items()]
+            fresh = [self._profile(group, spec, answer, files[spec]) for spec, answer in answers.items()]
             if self.settings.folder is not None:
                 append(self.settings.folder / PROFILES, fresh)
             made += fresh
@@ -93,7 +113,7 @@ class Profiler:
                 problem=group.problem.model_dump(mode="json"),
                 source=group.source,
                 backends=waiting,
-                options=asdict(Options(speed=False, gate_pairs=self.settings.gate_pairs)),
+                options=asdict(self._options()),
                 ceilings=self._ceilings(group.problem),
                 traces=self._traces(group, waiting),
                 limit_s=START_LIMIT_S,
@@ -126,17 +146,12 @@ class Profiler:
         folder.mkdir(parents=True, exist_ok=True)
         return {spec: str(folder / trace_name(group.problem, arms.name_of(spec))) for spec in waiting}
 
-    def _profile(self, group: Group, spec: str, answer: dict[str, Any]) -> Profile:
-        where = self.host.describe(group.problem.device) | {
-            "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "argv": [portable(word) for word in self.settings.argv],
-            "seed": group.problem.seed,
-        }
+    def _profile(self, group: Group, spec: str, answer: dict[str, Any], files: dict[str, Any]) -> Profile:
         common = {
             "run": self.run_id,
             "backend": arms.name_of(spec),
             "problem": group.problem,
-            "provenance": Provenance.model_validate(where),
+            "provenance": self._origin(group, files),
         }
         fields = {name: value for name, value in answer.items() if name not in ("event", "backend")}
         fields |= {name: portable(fields.get(name)) for name in ("reason", "error")}

@@ -9,19 +9,21 @@ This module is free of torch: reports read records on machines that have none.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
-_START = b'{"schema_version":'  # how every line begins
 
 Level = Literal["attention", "block", "stack", "encoder", "decoder", "index"]
 Mode = Literal["fwd", "fwdbwd", "train"]
@@ -31,9 +33,36 @@ WindowStyle = Literal["residues", "blocks"]
 Status = Literal["ok", "wrong", "oom", "unsupported", "timeout", "crashed"]
 
 # Bounded, so that whatever shows a record (a 64-bit column, an axis) can hold what is in it.
-_MOST, _LONGEST_MS = 2**62, 1e12
+_MOST, _LONGEST_MS, _DEEPEST = 2**62, 1e12, 8
+
+
+def _a_fact(value: object, depth: int = _DEEPEST) -> object:
+    """What a fact may be: JSON, its numbers finite and bounded, not nested without end."""
+    match value:
+        case None | bool() | str():
+            return value
+        case int() if abs(value) <= _MOST:
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case dict() | list() | tuple() if depth:
+            for inner in (*value, *value.values()) if isinstance(value, dict) else value:
+                _a_fact(inner, depth - 1)
+            return value
+    what = "too deeply nested" if isinstance(value, dict | list | tuple) else f"{type(value).__name__} {value!r:.40}"
+    raise ValueError(f"expected JSON with finite numbers up to 2**62, at most {_DEEPEST} deep, got {what}")
+
+
+def _a_moment(text: str) -> str:
+    datetime.fromisoformat(text)  # raises
+    return text
+
+
 Count = Annotated[int, Field(ge=0, le=_MOST)]
 Positive = Annotated[int, Field(ge=1, le=_MOST)]
+Seed = Annotated[int, Field(ge=-_MOST, le=_MOST)]
+Moment = Annotated[str, AfterValidator(_a_moment)]  # ISO 8601
+Facts = Annotated[dict[str, object], AfterValidator(_a_fact)]
 Milliseconds = Annotated[float, Field(ge=0, le=_LONGEST_MS, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sample = Annotated[float, Field(gt=0, le=_LONGEST_MS, allow_inf_nan=False)]  # a time of 0 was not measured
@@ -71,7 +100,7 @@ class Problem(_Frozen):
     n_blocks: Positive = 1
     c_token: Positive = 384
     c_pair: Positive = 128
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def head_dim(self) -> int:
@@ -152,7 +181,7 @@ class Timing(_Frozen):
     wall_ms: Milliseconds | None = None  # their median
     hot_reason: str | None = None  # why there are no hot samples
     graph_reason: str | None = None  # why there are no replays
-    order_seed: int | None = None  # of the order within blocks
+    order_seed: Seed | None = None  # of the order within blocks
     input_sets: Positive | None = None  # input sets that took turns in the timed calls
     calls_checked: Count | None = None  # timed calls whose result was compared with the reference
 
@@ -208,7 +237,7 @@ class Provenance(_Frozen):
 
     commit: str | None
     dirty: bool | None
-    utc: str
+    utc: Moment
     machine: str
     cpu: str
     cores: Positive
@@ -219,10 +248,10 @@ class Provenance(_Frozen):
     code: str  # hash of the installed pallatom and variants sources
     ruler: str | None = None  # hash of the sources that measure
     tuned: str | None = None  # hash of the tuned file in force; None where there is none
-    options: dict[str, object] | None = None  # how the group was measured: budget, blocks, pairs gated
+    options: Facts | None = None  # how the group was measured, as asked for: budget, blocks, pairs gated
     argv: list[str]
-    seed: int
-    environment: dict[str, object] = Field(default_factory=dict)
+    seed: Seed
+    environment: Facts = Field(default_factory=dict)
 
 
 class Record(_Frozen):
@@ -264,6 +293,13 @@ class Record(_Frozen):
         return f"{self.backend}@{self.problem.key}"
 
 
+Line = TypeVar("Line", bound=BaseModel)
+
+
+class CannotRecord(RuntimeError):
+    """A file of records cannot be added to: says which, and why. What it held before is intact."""
+
+
 class MalformedRecord(ValueError):
     """A line of a record file that is not a record: says which file, which line, and why."""
 
@@ -283,19 +319,38 @@ def append(path: Path, records: Iterable[BaseModel]) -> None:
 
     A kill leaves all of them or the first few and at most one unfinished line, which :func:`read`
     passes over and the next append starts after. Two processes may append to one file.
+
+    Raises
+    ------
+    CannotRecord
+        The disk is full, or this is no place for a file.
     """
     data = "".join(r.model_dump_json() + "\n" for r in records).encode()
     if not data:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+", buffering=0) as f:
-        _lock(f)
-        if f.seek(0, os.SEEK_END) and _last_byte(f) != b"\n":
-            data = b"\n" + data
-        view = memoryview(data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+", buffering=0) as f:
+            _lock(f)
+            _add(f, data)
+    except OSError as e:
+        raise CannotRecord(f"{path}: {e.strerror or e}; what it held before is intact") from e
+
+
+def _add(f: FileIO, data: bytes) -> None:
+    """All of it on a line of its own, or nothing."""
+    end = f.seek(0, os.SEEK_END)
+    if end and _last_byte(f) != b"\n":
+        data = b"\n" + data
+    view = memoryview(data)
+    try:
         while view:
             view = view[f.write(view) :]
         os.fsync(f.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            f.truncate(end)
+        raise
 
 
 def _last_byte(f: FileIO) -> bytes:
@@ -314,26 +369,42 @@ def _lock(f: FileIO) -> None:
 
 def scan(path: Path) -> Iterator[Record | BadLine]:
     """What each line of a file holds, in order; blank lines hold nothing. Never raises for content."""
+    return scan_lines(path, Record)
+
+
+def scan_lines(path: Path, kind: type[Line]) -> Iterator[Line | BadLine]:
+    """The same for a file of lines of another kind, whose first field is a schema's version."""
     with open(path, "rb") as f:
         for number, line in enumerate(f, 1):
             if line.strip():
-                yield _parse(number, line)
+                yield _parse(number, line, kind)
 
 
-def _parse(number: int, line: bytes) -> Record | BadLine:
+def _parse(number: int, line: bytes, kind: type[Line]) -> Line | BadLine:
+    version = next(iter(kind.model_fields))
+    start = f'{{"{version}":'.encode()  # how every line begins
     try:
         fields = json.loads(line)
-    except ValueError as e:  # not JSON, or not UTF-8
-        if line.startswith(_START) or _START.startswith(line.rstrip(b"\n")):
+    except (ValueError, RecursionError) as e:  # not JSON, not UTF-8, digits or brackets without end
+        cut = isinstance(e, json.JSONDecodeError | UnicodeDecodeError)
+        if cut and (line.startswith(start) or start.startswith(line.rstrip(b"\n"))):
             return BadLine(number, "unfinished", f"a record cut off after {len(line)} bytes")
         return BadLine(number, "garbage", f"not JSON: {e}; it begins {line[:40]!r}")
     try:
-        return Record.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as e:
-        version = fields.get("schema_version") if isinstance(fields, dict) else None
-        if version not in (None, SCHEMA_VERSION):
-            return BadLine(number, "schema", f"schema version {version!r}, expected {SCHEMA_VERSION}")
-        return BadLine(number, "schema", f"not a record of schema {SCHEMA_VERSION}: {e}")
+        expected = kind.model_fields[version].default
+        found = fields.get(version) if isinstance(fields, dict) else None
+        if found not in (None, expected):
+            return BadLine(number, "schema", f"schema version {found!r:.40}, expected {expected}")
+        return BadLine(number, "schema", f"no {kind.__name__.lower()} of schema {expected}: {_first(e)}")
+
+
+def _first(error: ValidationError) -> str:
+    """The first of what is wrong, and how much more is."""
+    first = error.errors(include_url=False)[0]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}{more}"
 
 
 def read(path: Path) -> Iterator[Record]:

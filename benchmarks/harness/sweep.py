@@ -1,12 +1,13 @@
 """Run groups in a worker that may die, record every cell's one status, and go on where a kill left off.
 
 This is the parent: it plans, waits and writes, and imports no torch. Cells are appended as they end,
-those with a speed of one group together, since only they are pairs. What is on file for this commit,
-these sources and this machine is not measured again.
+those with a speed of one group together, since only they are pairs. What is on file and was made in the
+same place, asked for in the same way (:func:`~.place.counts`), is not measured again.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -20,11 +21,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from . import arms
+from . import arms, workloads
 from .cases import Axes, BadAxis, Group, resolve
 from .footprint import input_bytes, pair_bytes
 from .host import START_LIMIT_S, Host, seconds_left
 from .measure import Options
+from .place import FILES, counts, file_hash
 from .process import ROOT, WorkerDied, WorkerTimeout
 from .record import Problem, Provenance, Record, append, read
 
@@ -147,17 +149,38 @@ class Sweep:
     # -- what is there -----------------------------------------------------------------------------
 
     def _on_file(self) -> dict[str, Record]:
-        """The records that count as done: same commit, sources and machine; the last one of each cell."""
+        """The records of this plan that count as done, the last one of each cell."""
         out = self.settings.out
         if self.settings.fresh or out is None or not out.exists():
             return {}
-        known: dict[str, Record] = {}
-        for record in read(out):
-            if record.status in self.settings.retry:
-                known.pop(record.key, None)
-            elif place_of(record.provenance.model_dump()) == place_of(self.host.describe(record.problem.device)):
-                known[record.key] = record
-        return known
+        planned = {_key(group, spec): (group, spec) for group in self.groups for spec in group.backends}
+        here = functools.cache(lambda key: self._here(*planned[key]))
+        known = {
+            record.key: record
+            for record in read(out)
+            if record.key in planned  # else its device need not even be here
+            and counts(record.provenance, here(record.key), record.problem.device)
+        }
+        return {key: record for key, record in known.items() if record.status not in self.settings.retry}
+
+    def _here(self, group: Group, spec: str) -> Provenance:
+        """What the provenance of this cell would be, measured now."""
+        where = self._origin(self.host.describe(group.problem.device))
+        return where.model_copy(update={"environment": where.environment | files_of(group, spec)})
+
+    def _origin(self, described: dict[str, Any], **environment: Any) -> Provenance:
+        """A machine's description, completed by what this sweep was asked."""
+        settings = self.settings
+        return Provenance.model_validate(
+            described
+            | {
+                "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+                "argv": [portable(word) for word in settings.argv],
+                "seed": settings.seed,
+                "options": as_asked(settings.options),
+                "environment": {**described.get("environment", {}), **environment},
+            }
+        )
 
     def _ceilings(self, problem: Problem) -> dict[str, Any] | None:
         """Both rates of the device for this dtype; None if measuring them failed, which costs no cell."""
@@ -174,7 +197,8 @@ class Sweep:
         left = list(group.backends)
         while left:
             self._check_budget()
-            pending = Pending(group, left, f"{self.run_id}/{group.problem.key[:8]}-{len(left)}")
+            files = {spec: files_of(group, spec) for spec in left}
+            pending = Pending(group, left, f"{self.run_id}/{group.problem.key[:8]}-{len(left)}", files)
             provenance, ceilings = self.host.describe(group.problem.device), self._ceilings(group.problem)
             try:
                 self._measure(pending, ceilings)
@@ -244,26 +268,21 @@ class Sweep:
 
     def _record(self, pending: Pending, provenance: dict[str, Any]) -> None:
         """Append what the worker found, in one write."""
-        settings = self.settings
-        where = provenance | {
-            "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "argv": [portable(word) for word in settings.argv],
-            "seed": settings.seed,
-            "environment": {**provenance.get("environment", {}), **pending.environment},
-        }
+        where = self._origin(provenance, **pending.environment)
         records = [self._as_record(pending, cell, where) for cell in pending.cells.values()]
-        if settings.out is not None:
-            append(settings.out, records)
+        if self.settings.out is not None:
+            append(self.settings.out, records)
         self._made += records
         self.observer.recorded(records)
 
-    def _as_record(self, pending: Pending, cell: dict[str, Any], where: dict[str, Any]) -> Record:
+    def _as_record(self, pending: Pending, cell: dict[str, Any], where: Provenance) -> Record:
+        files = pending.files.get(cell["backend"], {})
         common = {
             "run": self.run_id,
             "group": pending.name,
             "backend": arms.name_of(cell["backend"]),
             "problem": pending.group.problem,
-            "provenance": Provenance.model_validate(where),
+            "provenance": where.model_copy(update={"environment": where.environment | files}),
         }
         cell = cell | {name: portable(cell.get(name)) for name in ("reason", "error")}
         try:
@@ -288,6 +307,7 @@ class Pending:
     group: Group
     backends: list[str]
     name: str
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each backend, before it was measured
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -309,6 +329,20 @@ class Phases:
         """The last phase too, as an entry of a record's environment."""
         self.enter("end")
         return {"phases_s": {name: round(seconds, 3) for name, seconds in self._seconds.items()}}
+
+
+def as_asked(options: Options) -> dict[str, Any]:
+    """Options as a record keeps them: as they were asked for, without those that cannot change a number."""
+    return {name: value for name, value in json.loads(json.dumps(asdict(options))).items() if name != "limits_s"}
+
+
+def files_of(group: Group, spec: str) -> dict[str, Any]:
+    """The user's own files that a cell is made from, by their hashes, as an entry of its environment; empty where
+    there are none."""
+    structure = None if group.source is None or group.source in workloads.names() else group.source
+    own = {"backend": spec if arms.is_file(spec) else None, "structure": structure}
+    hashes = {name: file_hash(Path(path)) for name, path in own.items() if path is not None}
+    return {FILES: hashes} if hashes else {}
 
 
 def portable(text: str | None) -> str | None:
@@ -335,8 +369,3 @@ def _keys(group: Group) -> list[str]:
 
 def _without(group: Group, known: dict[str, Record]) -> Group:
     return replace(group, backends=tuple(spec for spec in group.backends if _key(group, spec) not in known))
-
-
-def place_of(provenance: dict[str, Any]) -> tuple:
-    """What must be equal for a record on file to count as done: commit, sources and machine."""
-    return tuple(provenance[name] for name in ("commit", "code", "machine", "gpu"))
