@@ -1,6 +1,7 @@
 """Comparisons from records: which pairs of backends were measured together, and who was the faster.
 
-Only cells of one group are paired, block by block. A verdict is adjusted (Holm) over all pairs of its place.
+Only cells of one group are paired, block by block. A verdict is adjusted (Holm) over all pairs of its place, by
+p-values of what it claims: a difference beyond the margin and beyond the noise floors of both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
 
-from benchmarks.harness import statistics
+from benchmarks.harness import comparison, statistics
 from benchmarks.harness.record import Problem
 from benchmarks.harness.statistics import Ratio, Verdict
 from reports.load import Cell, Collection, Place, setting
@@ -99,26 +100,24 @@ def _may_tie(pair: Pair, best: str) -> bool:
     return low is None or low <= 1 + max(pair.margin, pair.noise or 0.0)
 
 
-def noise_floors(cells: Iterable[Cell]) -> dict[tuple[Place, str], float]:
-    """The worst A/A noise floor of every group that has one."""
-    found: dict[tuple[Place, str], float] = {}
+def noise_floors(cells: Iterable[Cell]) -> dict[tuple[Place, str], dict[str, float]]:
+    """The A/A noise floors of every group that has one, by backend."""
+    groups: dict[tuple[Place, str], list[Cell]] = defaultdict(list)
     for c in cells:
-        t = c.record.timing
-        if t is None or not t.aa_samples_ms:
-            continue
-        floor = statistics.noise_floor(t.samples_ms, t.aa_samples_ms)
-        if floor is not None:
-            key = (c.place, c.record.group)
-            found[key] = max(found.get(key, 0.0), floor)
-    return found
+        groups[(c.place, c.record.group)].append(c)
+    found = {key: comparison.noise_floors(c.record for c in members) for key, members in groups.items()}
+    return {key: floors for key, floors in found.items() if floors}
 
 
-def pairs(collection: Collection, *, n_resamples: int = 2000) -> list[Pair]:
-    """Every pair of backends that was interleaved: the newest group that holds both, Holm-adjusted per place."""
+def pairs(collection: Collection) -> list[Pair]:
+    """Every pair of backends that was interleaved: the newest group that holds both, Holm-adjusted per place.
+
+    A group without any noise floor borrows the greatest of its place.
+    """
     floors = noise_floors(collection.cells)
-    typical: dict[Place, float] = {}
-    for (place, _), floor in floors.items():
-        typical[place] = max(typical.get(place, 0.0), floor)
+    greatest: dict[Place, float] = {}
+    for (place, _), members in floors.items():
+        greatest[place] = max(greatest.get(place, 0.0), *members.values())
     groups: dict[tuple[Place, str, str], list[Cell]] = defaultdict(list)
     for c in collection.cells:
         if c.ok:
@@ -133,22 +132,18 @@ def pairs(collection: Collection, *, n_resamples: int = 2000) -> list[Pair]:
                 newest[key] = (by_name[a], by_name[b])
     raw = []
     for a, b in newest.values():
-        group = a.record.group
-        noise = floors.get((a.place, group), typical.get(a.place))
-        raw.append(_pair(a, b, noise, n_resamples))
+        own = floors.get((a.place, a.record.group), {})
+        raw.append(_pair(a, b, comparison.compared(b.record, a.record, own, borrowed=greatest.get(a.place))))
     return _adjust(raw)
 
 
-def _pair(a: Cell, b: Cell, noise: float | None, n_resamples: int) -> Pair:
-    ta, tb = a.record.timing, b.record.timing
-    assert ta is not None
-    assert tb is not None
-    ratio = statistics.paired_ratio(tb.samples_ms, ta.samples_ms, n_resamples=n_resamples)
+def _pair(a: Cell, b: Cell, found: comparison.Comparison) -> Pair:
+    ratio = found.ratio
     fast, slow = (a, b) if ratio.ratio >= 1 else (b, a)
     return Pair(
         place=a.place, problem=a.record.problem, group=a.record.group, fast=fast.record.backend,
         slow=slow.record.backend, speedup=ratio if ratio.ratio >= 1 else ratio.inverse(),
-        margin=statistics.MARGIN[a.record.problem.device], noise=noise,
+        margin=found.margin, noise=found.noise,
     )  # fmt: skip
 
 

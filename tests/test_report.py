@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -238,6 +239,31 @@ def test_without_an_aa_arm_nothing_is_called_faster(tmp_path):
     (pair,) = analyse.pairs(c)
     assert pair.noise is None
     assert pair.verdict == "unresolved"
+
+
+def test_a_pair_is_judged_by_the_noisier_of_its_two_arms(tmp_path):
+    """Slow arms have floors of their own; what the fastest shows against itself says nothing of them."""
+    rng = np.random.default_rng(0)
+
+    def timed(record, level, spread):
+        a, aa = (level * np.exp(rng.normal(0, spread, 60)) for _ in range(2))
+        timing = record.timing.model_copy(update={"samples_ms": a.tolist(), "aa_samples_ms": aa.tolist()})
+        return record.model_copy(update={"timing": timing})
+
+    made = make.group(make.CPU, make.problem(), backends=["banded", "dense", "gather"])
+    records = [timed(r, level, spread) for r, (level, spread) in zip(made, ((1, 0.001), (1.2, 0.3), (2, 0.001)))]
+    pairs = {frozenset((p.fast, p.slow)): p for p in analyse.pairs(collect(tmp_path / "all", records))}
+    assert pairs[frozenset(("banded", "gather"))].noise < 0.01
+    assert pairs[frozenset(("banded", "gather"))].verdict == "faster"
+    for other in ("banded", "gather"):
+        assert pairs[frozenset((other, "dense"))].noise > 0.05
+    bare = [r if r.backend == "dense" else make_bare(r) for r in records]
+    noise = [p.noise for p in analyse.pairs(collect(tmp_path / "one", bare))]
+    assert min(noise) == max(noise) > 0.05  # the only floor of the group serves all its pairs
+
+
+def make_bare(record):
+    return record.model_copy(update={"timing": record.timing.model_copy(update={"aa_samples_ms": None})})
 
 
 def test_exponents_and_crossover_of_known_laws(tmp_path):

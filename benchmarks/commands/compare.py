@@ -11,10 +11,10 @@ import typer
 from ..harness import arms
 from ..harness import sweep as harness
 from ..harness.cases import BadAxis
+from ..harness.comparison import compared, noise_floors
 from ..harness.host import Host
 from ..harness.measure import Options
 from ..harness.record import Record, read
-from ..harness.statistics import MARGIN, Ratio, paired_ratio, verdict
 from . import console as show
 from . import options as opt
 
@@ -112,19 +112,17 @@ def _pair(cells: dict[str, Record], a: str, b: str) -> dict[str, Any]:
     first, second = cells[a].timing, cells[b].timing
     assert first is not None
     assert second is not None
-    ratio: Ratio = paired_ratio(first.samples_ms, second.samples_ms)
-    noise = show.floor_of(cells.values())
-    margin = MARGIN[problem.device]
+    found = compared(cells[a], cells[b], noise_floors(cells.values()))
     return result | {
         "a_ms": first.median_ms,
         "b_ms": second.median_ms,
-        "ratio": ratio.ratio,
-        "low": ratio.low,
-        "high": ratio.high,
-        "blocks": ratio.n,
-        "noise": noise,
-        "margin": margin,
-        "verdict": verdict(ratio, margin=margin, noise=noise),
+        "ratio": found.ratio.ratio,
+        "low": found.ratio.low,
+        "high": found.ratio.high,
+        "blocks": found.ratio.n,
+        "noise": found.noise,
+        "margin": found.margin,
+        "verdict": found.verdict(),
     }
 
 

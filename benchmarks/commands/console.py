@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..harness.cases import Group
+from ..harness.comparison import compared, noise_floors
 from ..harness.record import Problem, Record
-from ..harness.statistics import MARGIN, Verdict, noise_floor, paired_ratio, verdict
+from ..harness.statistics import Verdict
 from ..harness.sweep import Observer
 
 STYLES = {
@@ -152,19 +153,9 @@ def standing(record: Record, group: Iterable[Record]) -> str:
 
 
 def against(record: Record, best: Record, group: Iterable[Record]) -> tuple[float, Verdict]:
-    """Time of one over another of the same group, by paired blocks, and whether that is told apart from 1."""
-    assert record.timing is not None
-    assert best.timing is not None
-    ratio = paired_ratio(record.timing.samples_ms, best.timing.samples_ms)
-    return ratio.ratio, verdict(ratio, margin=MARGIN[record.problem.device], noise=floor_of(group))
-
-
-def floor_of(group: Iterable[Record]) -> float | None:
-    """The noise floor of a group: that of the backend which was timed against itself."""
-    for record in group:
-        if record.timing is not None and record.timing.aa_samples_ms:
-            return noise_floor(record.timing.samples_ms, record.timing.aa_samples_ms)
-    return None
+    """Time of one over another of the same group, by paired blocks, and the verdict on it."""
+    found = compared(record, best, noise_floors(group))
+    return found.ratio.ratio, found.verdict()
 
 
 def by_speed(record: Record) -> float:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from .statistics import MARGIN, median_interval
+from .statistics import MARGIN, median_interval, paired_ratio
 
 if TYPE_CHECKING:
     import torch
@@ -304,8 +304,7 @@ def half_widths(samples: Mapping[str, list[float]]) -> dict[str, float | None]:
         if name == fastest:
             widths[name] = median_interval(taken).half_width
         else:
-            ratios = [a / b for a, b in zip(taken, samples[fastest], strict=False)]
-            widths[name] = median_interval(ratios).half_width
+            widths[name] = paired_ratio(taken, samples[fastest]).half_width
     return widths
 
 

@@ -14,11 +14,12 @@ independent draws, and with ``R`` of them
 No smaller spread than ``LEAST_SPREAD`` is believed: three rounds may agree by luck. With fewer than three rounds there
 is neither interval nor verdict.
 
-A difference counts only beyond the ``margin``: *slower* rejects ``ratio <= 1 + margin`` and *faster* rejects
-``ratio >= 1 / (1 + margin)``, by one-sided t-tests on the ``m_r``. A cell's p-value is twice the smaller, and
-Holm's method takes it over all cells of the run, so that the chance of even one false alarm in the whole table is at
-most ``alpha``, and lower where nothing changed at all, since then the truth lies well inside the margin. *same*: the
-interval lies within the margin. Everything else is *unresolved*, and no alarm.
+The verdict is that of :func:`.statistics.verdict`: *slower* and *faster* need the whole interval beyond the
+``margin``, which is to reject ``ratio <= 1 + margin`` or ``ratio >= 1 / (1 + margin)`` by a one-sided t-test on the
+``m_r``. A cell's p-value is twice the smaller, and Holm's method takes it over all cells of the run, so that the chance
+of even one false alarm in the whole table is at most ``alpha``, and lower where nothing changed at all, since then the
+truth lies well inside the margin. *same*: the interval lies within the margin. Everything else is *unresolved*, and no
+alarm. There is no noise floor beside the margin: what the same code shows from process to process is in ``s``.
 
 Memory
 ------
@@ -41,10 +42,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from .record import Problem, Record
-from .statistics import holm
+from .statistics import holm, student, verdict
 
 Speed = Literal["slower", "faster", "same", "unresolved", "n/a"]
 Weight = Literal["heavier", "lighter", "same", "unresolved", "n/a"]
@@ -107,25 +107,16 @@ def change(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, margin
     blocks = sum(map(len, a))
     if n < LEAST_ROUNDS:
         return Change(math.exp(centre), None, None, None, None, n, blocks, a_ms, b_ms)
-    spread = float(m.std(ddof=1))
-    error = max(spread, LEAST_SPREAD) / math.sqrt(n)
-    reach = float(stats.t.ppf(0.975, n - 1)) * error
-    beyond = (abs(centre) - math.log1p(margin)) / error  # the other side's test is the larger p
-    p = min(1.0, 2 * float(stats.t.sf(beyond, n - 1)))
-    low, high = math.exp(centre - reach), math.exp(centre + reach)
-    return Change(math.exp(centre), low, high, p, math.expm1(spread), n, blocks, a_ms, b_ms)
+    low, high, p = student(m, edge=margin, least_spread=LEAST_SPREAD)
+    spread = math.expm1(float(m.std(ddof=1)))
+    return Change(math.exp(centre), math.exp(low), math.exp(high), p, spread, n, blocks, a_ms, b_ms)
 
 
 def speed_of(found: Change | None, p_adjusted: float | None, *, margin: float, alpha: float = ALPHA) -> Speed:
     """The verdict on a cell's time, its p-value adjusted for the family of cells."""
     if found is None:
         return "n/a"
-    if found.low is None or found.high is None or p_adjusted is None:
-        return "unresolved"
-    if p_adjusted <= alpha:
-        return "slower" if found.ratio > 1 else "faster"
-    edge = 1 + margin
-    return "same" if 1 / edge <= found.low and found.high <= edge else "unresolved"
+    return verdict(found, margin=margin, p_adjusted=p_adjusted, alpha=alpha)
 
 
 def weight_of(a: Sequence[int], b: Sequence[int], *, margin: float) -> Weight:
