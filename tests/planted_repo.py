@@ -3,6 +3,9 @@
 Its history is a straight line: ``base``; ``docs`` (a README line, no code); ``slow`` (``banded`` does honest extra
 work); ``heavy`` (``banded`` holds a second working memory during its call, on top of ``slow``). Whoever looks for
 regressions must name the last two and no other.
+
+With ``benchmarks`` among its files, it can measure itself with a clock that no other process disturbs: see
+:func:`count_work`.
 """
 
 from __future__ import annotations
@@ -101,6 +104,35 @@ def _allocated(call):
 BandedBlock._attend = _attend_heavy
 """
 
+# Appended to the harness's clock. ``empty`` makes memory, no numbers: the heavy commit is no slower.
+_COUNTED = """
+
+class _Work:
+    _count = None
+
+    def __call__(self) -> float:
+        if self._count is None:
+            from torch.utils._python_dispatch import TorchDispatchMode
+            from torch.utils._pytree import tree_leaves
+
+            class Count(TorchDispatchMode):
+                made = 0
+
+                def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                    out = func(*args, **(kwargs or {}))
+                    if not func.__name__.startswith("empty"):
+                        self.made += sum(x.numel() for x in tree_leaves(out) if hasattr(x, "numel"))
+                    return out
+
+            self._count = Count()
+            self._count.__enter__()
+        return self._count.made * 2.0**-30
+
+
+_timers = CpuClock.__init__.__kwdefaults__
+_timers.update({name: _Work() for name, default in _timers.items() if callable(default)})
+"""
+
 
 @dataclass(frozen=True)
 class Planted:
@@ -138,6 +170,14 @@ def make(folder: Path, *, slowdown: float = 1.5, memory: float = 2.0, also: Iter
     _append(folder / "variants" / "banded.py", _HEAVY.format(more=memory - 1))
     heavy = commit(folder, "Let banded hold more memory than it needs", day=3)
     return Planted(folder, base, docs, slow, heavy)
+
+
+def count_work(folder: Path) -> None:
+    """Let the harness in ``folder`` take for time what torch's operations make: about a nanosecond for each number.
+
+    The rest of it is as it is. What takes longer by this clock does more work, the same whoever else is busy.
+    """
+    _append(folder / "benchmarks" / "harness" / "clock.py", _COUNTED)
 
 
 def commit(folder: Path, message: str, *, day: int) -> str:

@@ -15,23 +15,24 @@ import pytest
 
 from benchmarks.harness.record import Record, read
 from benchmarks.harness.regression import MARK
-from tests.planted_repo import Planted, commit, make
+from tests.planted_repo import Planted, commit, count_work, make
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("-n", "128", "--window", "16", "--level", "attention", "--mode", "fwd", "--device", "cpu", "--threads", "1")
+ENDLESS_S = "2000"  # a budget that no machine uses up
 
 
-def regress(repo: Path, text: str, out: Path, *more: str) -> tuple[int, dict[str, Any]]:
-    """Exit code and what ``--json`` prints."""
-    command = [*start(repo, text, out), "--json", *more]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+def command(repo: Path, text: str, out: Path) -> list[str]:
+    where = ("--repo", str(repo), "--out", str(out), "--budget-s", ENDLESS_S)
+    return [sys.executable, "-m", "benchmarks", "regress", text, *SMALL, *where]
+
+
+def regress(harness: Path, repo: Path, text: str, out: Path, *more: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and what ``--json`` prints; ``harness`` is a folder with a copy of this project."""
+    asked = [*command(repo, text, out), "--json", *more]
+    done = subprocess.run(asked, cwd=harness, capture_output=True, text=True, timeout=2500, check=False)
     assert "Traceback" not in done.stderr
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
-
-
-def start(repo: Path, text: str, out: Path) -> list[str]:
-    return [sys.executable, "-m", "benchmarks", "regress", text, "--repo", str(repo), *SMALL, "--out", str(out)]
 
 
 def regressed(found: dict[str, Any]) -> dict[str, list[str]]:
@@ -40,8 +41,10 @@ def regressed(found: dict[str, Any]) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """Larger faults than the issue's: this test runs beside others, the exact ones are in the committed records."""
-    return make(tmp_path_factory.mktemp("run") / "repo", slowdown=4.0, memory=3.0)
+    """Its own harness is beside its commits, with a clock that counts work."""
+    made = make(tmp_path_factory.mktemp("run") / "repo", also=("benchmarks",))
+    count_work(made.path)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -53,8 +56,8 @@ def test_the_slow_and_the_heavy_commit_are_named_and_nothing_else(
 ) -> None:
     a, b = getattr(planted, older), getattr(planted, newer)
     out = tmp_path / "r.jsonl"
-    more = ("-b", "banded,dense", "--measure-same", "--rounds", "3", "--budget-s", "200", "--margin", "0.2")
-    code, found = regress(planted.path, f"{a}..{b}", out, *more)
+    more = ("-b", "banded,dense", "--measure-same", "--rounds", "3")
+    code, found = regress(planted.path, planted.path, f"{a}..{b}", out, *more)
     assert regressed(found) == expected, found
     assert code == (1 if expected else 0)
     assert found["rounds"] == 3
@@ -97,7 +100,7 @@ FAULTS = {
 }
 
 
-def test_what_breaks_is_named_with_its_reason_and_costs_no_other_cell(tmp_path: Path) -> None:
+def test_what_breaks_is_named_with_its_reason_and_costs_no_other_cell(planted: Planted, tmp_path: Path) -> None:
     """One commit that breaks three backends, each in its way, removes one and adds one; ``gather`` stays."""
     p = make(tmp_path / "repo")
     folder = p.path / "variants"
@@ -108,8 +111,8 @@ def test_what_breaks_is_named_with_its_reason_and_costs_no_other_cell(tmp_path: 
     (folder / "xformers_blocksparse.py").unlink()
     broken = commit(p.path, "Break much", day=9)
     names = ",".join((*FAULTS, "newcomer", "xformers_blocksparse", "gather"))
-    more = ("-b", names, "--rounds", "2", "--budget-s", "200")
-    code, found = regress(p.path, f"{p.base}..{broken}", tmp_path / "r.jsonl", *more)
+    more = ("-b", names, "--rounds", "2")
+    code, found = regress(planted.path, p.path, f"{p.base}..{broken}", tmp_path / "r.jsonl", *more)
     cells = {cell["backend"]: cell for cell in found["cells"]}
     assert code == 1
     assert regressed(found) == {name: ["broken"] for name in FAULTS}
@@ -122,13 +125,13 @@ def test_what_breaks_is_named_with_its_reason_and_costs_no_other_cell(tmp_path: 
     assert (cells["gather"]["outcome"], cells["gather"]["time"]) == ("ran", "unresolved")  # two rounds are too few
 
 
-def test_a_commit_that_does_not_even_import_is_broken(tmp_path: Path) -> None:
+def test_a_commit_that_does_not_even_import_is_broken(planted: Planted, tmp_path: Path) -> None:
     p = make(tmp_path / "repo")
     with open(p.path / "variants" / "__init__.py", "a") as f:
         f.write("raise ImportError('planted: nothing imports')\n")
     broken = commit(p.path, "Break the import", day=9)
-    more = ("-b", "gather", "--rounds", "1", "--budget-s", "200")
-    code, found = regress(p.path, f"{p.base}..{broken}", tmp_path / "r.jsonl", *more)
+    more = ("-b", "gather", "--rounds", "1")
+    code, found = regress(planted.path, p.path, f"{p.base}..{broken}", tmp_path / "r.jsonl", *more)
     assert code == 1
     assert regressed(found) == {"gather": ["broken"]}
     assert "ImportError: planted: nothing imports" in found["cells"][0]["reason"]
@@ -136,10 +139,10 @@ def test_a_commit_that_does_not_even_import_is_broken(tmp_path: Path) -> None:
 
 def test_a_kill_loses_nothing_that_was_recorded(planted: Planted, tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
-    command = start(planted.path, f"{planted.base}..{planted.slow}", out)
-    process = subprocess.Popen([*command, "-b", "banded"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    endless = [*command(planted.path, f"{planted.base}..{planted.slow}", out), "-b", "banded", "--rounds", "1000"]
+    process = subprocess.Popen(endless, cwd=planted.path, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 2000
         while not (out.exists() and out.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
             time.sleep(0.1)
         children = _children(process.pid)
@@ -152,7 +155,7 @@ def test_a_kill_loses_nothing_that_was_recorded(planted: Planted, tmp_path: Path
     assert len(kept) >= 2
     assert {r.provenance.commit for r in kept[:2]} == {planted.base, planted.slow}
     assert kept[0].group == kept[1].group
-    gone = time.monotonic() + 30
+    gone = time.monotonic() + 300
     while any(_alive(pid) for pid in children) and time.monotonic() < gone:
         time.sleep(0.1)
     assert not any(_alive(pid) for pid in children)
