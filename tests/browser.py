@@ -11,6 +11,7 @@ import pytest
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
+PATIENCE_MS = 300_000  # ends a hang, and nothing that is only slow
 
 
 def unavailable(why: str) -> NoReturn:
@@ -35,6 +36,7 @@ class Visit:
         self.complaints: list[str] = []
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **context)
         self.context.set_offline(offline)
+        self.context.set_default_timeout(PATIENCE_MS)
         self.page = self.context.new_page()
         self.page.on("request", lambda r: self.requests.append(r.url))
         self.page.on("requestfailed", lambda r: self.complaints.append(f"failed: {r.url}"))

@@ -4,12 +4,17 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests.browser import QUIET, executable, unavailable
+from tests.browser import PATIENCE_MS, QUIET, executable, unavailable
 from tests.interpreter import Interpreter, runs_elsewhere
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # two threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Whatever draws slowly does so on a slow machine too.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 INTERPRETER = pytest.StashKey[Interpreter]()
 # What takes longest begins first: the rest then fills the gaps, and no process is left alone with a long test.
@@ -51,6 +56,6 @@ def browser() -> Iterator:
         unavailable("needs the package playwright, found none")
     path = executable()
     with sync_playwright() as p:
-        started = p.chromium.launch(executable_path=path, args=list(QUIET))
+        started = p.chromium.launch(executable_path=path, args=list(QUIET), timeout=PATIENCE_MS)
         yield started
         started.close()

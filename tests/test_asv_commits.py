@@ -210,7 +210,7 @@ def _inspected(code: Path) -> dict[str, Any]:
     worker = Worker(code=code, extra_env={"TRITON_INTERPRET": "0"})
     try:
         worker.request("kernel", kernel="forward", arch=90, dtype="bfloat16")
-        (found,) = (event["found"] for event in worker.events(limit_s=120) if event["event"] == "kernel")
+        (found,) = (event["found"] for event in worker.events(limit_s=1200) if event["event"] == "kernel")
     finally:
         worker.close()
     return found

@@ -96,7 +96,8 @@ def test_a_writer_that_is_killed_leaves_a_good_file(path: Path) -> None:
     for writer in writers:
         assert writer.stdout is not None
         writer.stdout.readline()
-    time.sleep(0.3)
+    while path.read_bytes().count(b"\n") < 100:
+        time.sleep(0.01)
     for writer in writers:
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()

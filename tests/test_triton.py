@@ -23,7 +23,7 @@ USUAL = Sizes(torch.bfloat16, torch.bfloat16, 4, 32, 16)
 def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     env.pop("PYTEST_XDIST_WORKER", None)
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=2000)
 
 
 def test_a_cpu_without_the_interpreter_is_refused() -> None:

@@ -363,7 +363,7 @@ print(launched, [str(w.message) for w in said if "AUTOTUNE" in str(w.message)])
 def _interpreted(**environment: str) -> str:
     env = os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"} | environment
     done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", INTERPRETED], cwd=ROOT, env=env, capture_output=True, text=True, timeout=2000
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
@@ -447,7 +447,7 @@ def test_a_dry_run_names_the_candidates_that_spill(monkeypatch) -> None:
 # -- apart from the first call ----------------------------------------------------------------------------------
 
 TUNES = """
-import time, torch
+import torch
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from variants import Backend, Cost
 
@@ -456,8 +456,7 @@ spent = []
 class Block(AtomTransformerBlock):
     def _attend(self, *x):
         if not spent:
-            time.sleep(2)
-            spent.append(2000.0)
+            spent.append(1e9)  # as if: more than the call can have taken
         return super()._attend(*x)
 
 BACKEND = Backend(block=Block, summary="tunes at its first call", devices=("cpu",), dtypes=(torch.float32,),
@@ -473,7 +472,7 @@ def test_the_harness_records_tuning_apart_from_the_first_call(tmp_path: Path) ->
     with Host(threads=1) as host:
         outcome = harness.Sweep(groups, harness.Settings(out=None, options=options), host=host).run()
     tunes, gather = (next(r for r in outcome.records if r.backend == name) for name in ("tunes", "gather"))
-    assert tunes.tuning_ms == 2000.0
-    assert tunes.first_call_ms is not None
-    assert tunes.first_call_ms < 1500.0
+    assert (tunes.tuning_ms, tunes.first_call_ms) == (1e9, 0.0)
     assert gather.tuning_ms == 0.0
+    assert gather.first_call_ms is not None
+    assert gather.first_call_ms > 0.0
