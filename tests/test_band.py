@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 
 from pallatom.architecture.atom_transformers import build_sparse_pairs
 from tests.variant_cases import CASES
-from variants import NotABand, UnsupportedError, band_plan
+from variants import NotABand, UnsupportedError, _band, band_plan
 from variants._batches import batches
 from variants._tiles import tiles
 
@@ -145,7 +146,7 @@ def test_unsorted_cases_are_no_band(name: str) -> None:
 
 def test_a_live_neighbour_outside_the_atoms_is_an_error() -> None:
     idx = torch.arange(4)[:, None] + torch.arange(3)
-    with pytest.raises(IndexError, match="row 2 "):
+    with pytest.raises(ValueError, match=r"neighbor_idx must lie in \[0, N=4\).*got 4 at \[2, 2\]"):
         band_plan(idx, torch.ones(4, 3, dtype=torch.bool))
 
 
@@ -185,19 +186,42 @@ def test_a_plan_goes_with_its_tensors(first_to_go: str) -> None:
     assert base() is None
 
 
-def test_inference_tensors_are_planned_without_being_remembered() -> None:
+def test_inference_tensors_are_planned_once_and_edits_are_seen() -> None:
+    """They count no versions. What is made of them serves outside inference mode too."""
     with torch.inference_mode():
         idx, mask = (x.clone() for x in _index([4] * 8, 6))
-        assert band_plan(idx, mask).n_live == int(mask.sum())
+        plan = band_plan(idx, mask)
+        assert plan.n_live == int(mask.sum())
+        assert band_plan(idx, mask) is plan
+        assert not plan.start.is_inference()
+        mask[5, 0] = False
+        assert band_plan(idx, mask).n_live == plan.n_live - 1
+
+
+def test_edits_that_torch_does_not_count_are_seen() -> None:
+    idx, mask = _index([4] * 8, 6)
+    plan = band_plan(idx, mask)
+    mask.numpy()[5] = False
+    assert band_plan(idx, mask).n_live < plan.n_live
+    idx.data[9, 2] += 1
+    with pytest.raises(NotABand):
+        band_plan(idx, mask)
 
 
 def test_planning_takes_little_memory() -> None:
+    """What is kept to compare with is as large as index and mask; the plan itself takes less on its way."""
     idx, mask = build_sparse_pairs(torch.arange(14 * 1200) // 14, 32)
+    assert 0 < _peak(lambda: _band._band_plan.__wrapped__(idx, mask)) < 0.6 * idx.nbytes
+    assert _peak(lambda: band_plan(idx, mask)) < 1.1 * (idx.nbytes + mask.nbytes)
+
+
+def _peak(call: Callable[[], object]) -> int:
     with torch.profiler.profile(profile_memory=True) as profile:
-        band_plan(idx, mask)
+        made = call()
     held = peak = 0
     for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    assert 0 < peak < 0.6 * idx.nbytes
+    del made
+    return peak

@@ -55,8 +55,17 @@ def test_a_block_of_nobody_is_no_backend() -> None:
     class Custom(variants.load("banded").block):
         """Somebody's own."""
 
+        def _attend(self, Q, K, V, p, neighbor_idx, valid_mask):
+            return Q
+
+    class Sharded(variants.load("banded").block):
+        """As FSDP makes them: another class with the same attention."""
+
     given = seam(5, 3)
     block = variants.convert(given.block, "banded")
+    block.__class__ = Sharded
+    with torch.no_grad():
+        assert variants.path(block, *given.inputs, given.neighbor_idx, given.valid_mask).startswith("band")
     block.__class__ = Custom
     with pytest.raises(TypeError, match="Custom"):
         variants.path(block, *given.inputs, given.neighbor_idx, given.valid_mask)

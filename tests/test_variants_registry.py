@@ -13,7 +13,7 @@ import torch
 
 import variants
 from pallatom.architecture.atom_transformers import AtomTransformer, AtomTransformerBlock, build_sparse_pairs
-from variants import _registry
+from variants import _registry, _require
 from variants._backend import Backend, Shape, UnsupportedError, operation_floor
 
 GATHER = variants.load("gather")
@@ -129,7 +129,7 @@ def test_a_library_that_does_not_load_is_a_reason_and_our_own_bug_is_not(pretend
     with pytest.raises(ImportError, match="no_such_function"):
         variants.why_unavailable("broken")
     monkeypatch.delitem(sys.modules, "variants.dense", raising=False)
-    monkeypatch.setitem(sys.modules, "variants._registry", None)  # as if dense's own import were broken
+    monkeypatch.setitem(sys.modules, "variants._require", None)  # as if dense's own import were broken
     with pytest.raises(ImportError):
         variants.why_unavailable("dense")
 
@@ -153,7 +153,7 @@ def test_running_what_cannot_run_gives_the_same_reasons(pretend) -> None:
     backend = pretend("picky", dtypes=(torch.float16,), backward=(), requires=("no_such_module_here",))
     block, inputs = _seam_call()
     with pytest.raises(UnsupportedError) as refusal:
-        _registry.require(backend, block, *inputs[:4])
+        _require.require(backend, block, *inputs[:4])
     assert len(refusal.value.reasons) == 3
     assert all(reason in str(refusal.value) for reason in refusal.value.reasons)
 

@@ -67,16 +67,18 @@ class Cost:
     peak_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
     """The declaration that ends every backend's file.
 
     ``cost`` maps (shape, mode) to a :class:`Cost`; ``backward`` lists the devices that have one; ``requires`` names
     foreign modules, imported where they are used and nowhere else; ``probe(device)`` returns further reasons why not,
-    asked only where the device is there and ``requires`` imports. ``compiles``: the first call of each kind (shapes,
-    dtypes) runs a compiler and takes seconds. ``tuning_ms``: what tuning, where it was asked for, has taken in this
-    process so far; a first call that tunes is timed without it. ``path(block, Q, K, V, p, neighbor_idx, valid_mask)``:
-    which of its algorithms such a call takes, in a word or a phrase; None where it has one (see :func:`variants.path`).
+    asked only where the device is there and ``requires`` imports. ``reads_weights``: the pair bias is made from the
+    weights of ``norm_pair`` and ``pair_bias``, so these must be plain (see ``_require``); else they are called, and may
+    be any module. ``compiles``: the first call of each kind (shapes, dtypes) runs a compiler and takes seconds.
+    ``tuning_ms``: what tuning, where it was asked for, has taken in this process so far; a first call that tunes is
+    timed without it. ``path(block, Q, K, V, p, neighbor_idx, valid_mask)``: which of its algorithms such a call takes,
+    in a word or a phrase; None where it has one (see :func:`variants.path`).
     """
 
     block: type[AtomTransformerBlock]
@@ -89,6 +91,7 @@ class Backend:
     min_capability: tuple[int, int] | None = None
     needs_band: bool = False
     needs_unique: bool = False
+    reads_weights: bool = False
     compiles: bool = False
     probe: Callable[[str], list[str]] | None = None
     tuning_ms: Callable[[], float] | None = None

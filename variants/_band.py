@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pallatom.architecture._remember import remembered
+from pallatom.architecture._validate import refuse_out_of_range
+
 from ._backend import UnsupportedError
-from ._remember import remembered
 
 _CHECK_ELEMENTS = 1 << 20  # slots looked at per step, so that checking needs little memory
 
@@ -45,6 +47,10 @@ class BandPlan:
     n_live: int
 
     @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
     def path(self) -> str:
         """What a band backend answers to :func:`variants.path`: whether it reads the mask too."""
         return "band with holes" if self.has_holes else "band"
@@ -58,15 +64,15 @@ def band_path(block: torch.nn.Module, Q: Tensor, K: Tensor, V: Tensor, p: Tensor
 def band_plan(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan:
     """The plan of ``neighbor_idx [N, K]`` under ``valid_mask [N, K]`` or ``[B, N, K]``.
 
-    Raises :class:`NotABand` with the first offending row. Equal identities and versions of both tensors give the plan
-    made before; it goes when either tensor goes. Inference tensors have no version and are planned anew each time.
+    Raises :class:`NotABand` with the first offending row, ``ValueError`` for a live slot that names no atom. The same
+    index with an unchanged mask gives the plan made before; it goes when either tensor goes. When a change is seen:
+    :mod:`pallatom.architecture._remember`.
     """
-    return _make_plan(neighbor_idx, valid_mask)
+    return _band_plan(neighbor_idx, valid_mask)
 
 
 @remembered
-@torch.no_grad()
-def _make_plan(idx: Tensor, mask: Tensor) -> BandPlan:
+def _band_plan(idx: Tensor, mask: Tensor) -> BandPlan:
     n, k = idx.shape
     if mask.shape[-2:] != idx.shape or mask.dim() not in (2, 3):
         raise ValueError(
@@ -83,12 +89,12 @@ def _make_plan(idx: Tensor, mask: Tensor) -> BandPlan:
         holes |= hole
         live_count += count
     if bool(bad.any()):
+        refuse_out_of_range(idx, mask)
         raise _offence(idx, mask, int(bad.nonzero()[0]), n)
     alive = stop > first
     start, stop = torch.where(alive, base + first, 0), torch.where(alive, base + stop, 0)
     if bool((alive & ((start < 0) | (stop > n))).any()):
-        row = int((alive & ((start < 0) | (stop > n))).nonzero()[0])
-        raise IndexError(f"neighbor_idx: row {row} has a live neighbour outside 0 … {n - 1}")
+        refuse_out_of_range(idx, mask)
     s, e = start[alive], stop[alive]
     monotone = bool(((s[1:] >= s[:-1]) & (e[1:] >= e[:-1])).all())
     return BandPlan(base, start, stop, k, bool(holes), monotone, int(live_count))

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Cost, Mode, Shape, UnsupportedError
 from ._band import BandPlan, band_plan
-from ._remember import remembered
 
 # An H200 with torch 2.11 gave wrong outputs for p of 6.9e9 elements and right ones for 1.8e9. torch's LayerNorm on CUDA
 # is reported to overflow at 2**32 elements (RosettaCommons/foundry, pull request 254), which fits.
@@ -36,7 +36,6 @@ class Packing(NamedTuple):
 
 
 @remembered
-@torch.no_grad()
 def packing(plan: BandPlan) -> Packing:
     """The tiles of a band. No tile at all if no row is alive."""
     n = plan.start.numel()

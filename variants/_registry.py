@@ -48,24 +48,10 @@ def why_unavailable(
     backend = load(name)
     device = str(device)
     wanted: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    reasons = _limit_reasons(backend, device, (wanted,), backward) + _environment_reasons(backend, device)
+    reasons = limit_reasons(backend, device, (wanted,), backward) + _environment_reasons(backend, device)
     if backend.needs_band and not band:
         reasons.append("index: a band (one contiguous run of atoms per row) is required, another index was asked about")
     return reasons
-
-
-def require(backend: Backend, block: AtomTransformerBlock, *tensors: torch.Tensor) -> None:
-    """Raise :class:`UnsupportedError` with every reason why ``backend`` cannot attend over ``tensors`` (Q, K, V, p)."""
-    import torch
-
-    device = str(tensors[0].device)
-    trained = (*tensors, block.norm_pair.weight, block.norm_pair.bias, block.pair_bias.weight)
-    backward = torch.is_grad_enabled() and any(t.requires_grad for t in trained)
-    reasons = _limit_reasons(backend, device, tuple(dict.fromkeys(t.dtype for t in tensors)), backward)
-    if not torch.compiler.is_compiling():
-        reasons += _cached_environment_reasons(backend, device)
-    if reasons:
-        raise UnsupportedError(reasons, who=type(block).__name__)
 
 
 def path(
@@ -83,22 +69,34 @@ def path(
     live. Nothing is computed but the index's plan, which is remembered for the call. A call that the backend refuses by
     its declaration or by its index is refused here with the same :class:`UnsupportedError`.
     """
-    name = _backend_name(type(block))
-    if name is None:
+    from ._require import require
+
+    own = next((c for c in type(block).__mro__ if "_attend" in vars(c)), type(block))  # FSDP, say, makes a subclass
+    name = _backend_name(own)
+    if name is None or "_attend" in vars(block):
         raise TypeError(f"block: expected a backend's block, got {type(block).__module__}.{type(block).__qualname__}")
     backend = load(name)
     require(backend, block, Q, K, V, p)
     return name if backend.path is None else backend.path(block, Q, K, V, p, neighbor_idx, valid_mask)
 
 
-def _limit_reasons(backend: Backend, device: str, dtypes: tuple[torch.dtype, ...], backward: bool) -> list[str]:
+@functools.lru_cache(maxsize=256)
+def call_reasons(
+    backend: Backend, device: torch.device, dtypes: tuple[torch.dtype, ...], backward: bool
+) -> tuple[str, ...]:
+    """As :func:`why_unavailable`, for every call of ``_attend``: the machine does not change while a process runs."""
+    return (*limit_reasons(backend, str(device), dtypes, backward), *_environment_reasons(backend, str(device)))
+
+
+def limit_reasons(backend: Backend, device: str, dtypes: tuple[torch.dtype, ...], backward: bool) -> list[str]:
     """Declared limits against what is asked: device kind, dtypes, backward."""
     kind = device.partition(":")[0]
     reasons = []
     if kind not in backend.devices:
         reasons.append(f"device: {' or '.join(backend.devices)} is required, {kind} was asked for")
     known = ", ".join(_short(d) for d in backend.dtypes)
-    reasons += [f"dtype: one of {known} is required, {_short(d)} was found" for d in dtypes if d not in backend.dtypes]
+    unknown = dict.fromkeys(d for d in dtypes if d not in backend.dtypes)
+    reasons += [f"dtype: one of {known} is required, {_short(d)} was found" for d in unknown]
     if backward and kind not in backend.backward:
         where = " or ".join(backend.backward) or "no device"
         reasons.append(f"backward: it has one on {where}, a gradient was asked for on {kind}")
@@ -112,12 +110,6 @@ def _environment_reasons(backend: Backend, device: str) -> list[str]:
     if not there and not missing and backend.probe is not None and device.partition(":")[0] in backend.devices:
         return backend.probe(device)
     return there + missing
-
-
-@functools.lru_cache(maxsize=64)
-def _cached_environment_reasons(backend: Backend, device: str) -> tuple[str, ...]:
-    """The machine does not change while a process runs, and every call of ``_attend`` asks."""
-    return tuple(_environment_reasons(backend, device))
 
 
 def _device_reasons(backend: Backend, device: str) -> list[str]:
@@ -160,29 +152,40 @@ def convert(module: torch.nn.Module, name: str) -> torch.nn.Module:
     """A new module tree on backend ``name`` that shares every parameter and buffer with ``module``.
 
     ``module`` itself stays as it is. Raises ``ValueError`` for an unknown name or a tree without an
-    ``AtomTransformerBlock``, ``TypeError`` for a block whose class is neither the layer's own nor a backend's.
+    ``AtomTransformerBlock``, ``TypeError`` for a block whose class is neither the layer's own nor a backend's, and
+    :class:`UnsupportedError` where the backend reads the weights of children that are not plain (wrapped, hooked,
+    replaced). The same is asked at every call, for what is put on a child later.
+
+    A backend remembers what it made of an index and mask. On the CPU any edit of these is seen; on a GPU those are that
+    torch counts (not through ``.data``, DLPack or a kernel of one's own): see :mod:`pallatom.architecture._remember`.
     """
     import torch
 
     from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
+    from ._require import child_reasons
+
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    target = load(name).block
-    blocks = [m for m in module.modules() if isinstance(m, AtomTransformerBlock)]
+    backend = load(name)
+    blocks = {path: m for path, m in module.named_modules() if isinstance(m, AtomTransformerBlock)}
     if not blocks:
         raise ValueError(f"module: expected an AtomTransformerBlock in the tree, {type(module).__name__} has none")
-    for block in blocks:
-        if _backend_name(type(block)) is None:
+    for block in blocks.values():
+        if _backend_name(type(block)) is None or "_attend" in vars(block):
             raise TypeError(
                 f"module: expected blocks of class AtomTransformerBlock or of a backend, got {type(block).__module__}."
                 f"{type(block).__qualname__}, whose own behaviour a backend would replace"
             )
+    if backend.reads_weights:
+        found = [f"{path}.{reason}".lstrip(".") for path, block in blocks.items() for reason in child_reasons(block)]
+        if found:
+            raise UnsupportedError(found, who=f"module: {name}")
     shared = {id(t): t for m in module.modules() for t in _tensors(m)}
     twin = copy.deepcopy(module, shared)
     for block in twin.modules():
         if isinstance(block, AtomTransformerBlock):
-            block.__class__ = target
+            block.__class__ = backend.block
     return twin
 
 

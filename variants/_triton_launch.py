@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pallatom.architecture._remember import remembered
+
 from ._band import BandPlan
-from ._remember import remembered
 from ._triton_config import PAIRS_A_PROGRAM, Config, Sizes, gather_config, pairs_config, pow2
 from ._triton_tune import choose
 from ._triton_tuned import Direction
@@ -249,7 +250,6 @@ class Holders:
 
 
 @remembered
-@torch.no_grad()
 def holders_of(neighbor_idx: Tensor, valid_mask: Tensor) -> Holders:
     """4 bytes per live slot (8 from 2**31 slots on), and while it is made some 40."""
     n = neighbor_idx.shape[0]

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape
 from ._band import BandPlan, band_path, band_plan
 from ._batches import Batch, batches
 from ._pair_bias import PairBias, Pairs
-from ._registry import require
-from ._remember import remembered
+from ._require import pair_weights, require
 from ._tiles import Tile, tiles
 
 _FILL = -1e30  # the score of a dead slot: exp gives exactly 0 beside any live one, and no NaN in a dead row
@@ -43,9 +43,9 @@ class BandedBlock(AtomTransformerBlock):
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         plan = band_plan(neighbor_idx, valid_mask)
-        norm, weight = self.norm_pair, self.pair_bias.weight
+        gamma, beta, weight, eps = pair_weights(self)
         with torch.autocast(Q.device.type, enabled=False):
-            return _BandedAttention.apply(Q, K, V, p, norm.weight, norm.bias, weight, norm.eps, plan, valid_mask)
+            return _BandedAttention.apply(Q, K, V, p, gamma, beta, weight, eps, plan, valid_mask)
 
 
 class _BandedAttention(torch.autograd.Function):
@@ -198,5 +198,6 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     cost=cost,
     needs_band=True,
+    reads_weights=True,
     path=band_path,
 )

@@ -28,7 +28,7 @@ from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from ._backend import Backend, Cost, Mode, Shape
 from ._band import BandPlan, band_path, band_plan
 from ._cpu_library import Call, compiler_reasons, library
-from ._registry import require
+from ._require import pair_weights, require
 
 _TILE = 24  # query rows of a tile, as in _cpu_tiles.h
 _LANES = 16
@@ -41,9 +41,9 @@ class CpuFusedBlock(AtomTransformerBlock):
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         plan = band_plan(neighbor_idx, valid_mask)
-        norm, weight = self.norm_pair, self.pair_bias.weight
+        gamma, beta, weight, eps = pair_weights(self)
         with torch.autocast("cpu", enabled=False):
-            return _FusedAttention.apply(Q, K, V, p, norm.weight, norm.bias, weight, norm.eps, plan, valid_mask)
+            return _FusedAttention.apply(Q, K, V, p, gamma, beta, weight, eps, plan, valid_mask)
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -159,6 +159,7 @@ BACKEND = Backend(
     cost=cost,
     backward=("cpu",),
     needs_band=True,
+    reads_weights=True,
     path=band_path,
     probe=probe,
 )

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pallatom.architecture._remember import remembered
+from pallatom.architecture._validate import refuse_out_of_range
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
-from ._registry import require
-from ._remember import remembered
+from ._require import require
 
 _ALIGN = 8  # the fused CUDA kernels want rows of the bias to start at a multiple of 8 elements
 
@@ -27,7 +28,7 @@ class DenseBlock(AtomTransformerBlock):
 
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
-        if (row := _repeated_row(neighbor_idx, valid_mask)) is not None:
+        if (row := _repeated_row(neighbor_idx, valid_mask)) is not None:  # pyright: ignore[reportCallIssue]
             raise UnsupportedError(
                 [f"index: neighbours listed once each are required, row {row} lists one twice"], who=type(self).__name__
             )
@@ -51,10 +52,11 @@ def _matrix(bias: Tensor, neighbor_idx: Tensor, live: Tensor) -> Tensor:
     return outside[:, None, :, None].expand(batch, heads, n, width).scatter(3, columns, bias)[..., :n]
 
 
+@torch.compiler.disable
 @remembered
-@torch.no_grad()
 def _repeated_row(neighbor_idx: Tensor, valid_mask: Tensor) -> int | None:
-    """The first row in which two live slots hold the same atom, if any."""
+    """The first row in which two live slots hold the same atom, if any; ``ValueError`` where one holds none."""
+    refuse_out_of_range(neighbor_idx, valid_mask)
     live = valid_mask if valid_mask.dim() == 3 else valid_mask[None]
     slots = torch.arange(neighbor_idx.shape[1], device=neighbor_idx.device)
     for item in live:

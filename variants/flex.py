@@ -21,13 +21,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._band import BandPlan, band_plan
 from ._compiled import compiled, compiler_reasons
-from ._registry import require
-from ._remember import remembered
+from ._require import require
 
 _TILE = 128  # atoms per side of a score block: what FlexAttention's own kernel configurations divide
 _INT32_MAX = 2**31 - 1
@@ -53,7 +53,6 @@ _N_MASK_TENSORS = 8
 
 
 @remembered
-@torch.no_grad()
 def blocks(plan: BandPlan) -> Blocks:
     """Score blocks that the band touches: in part (the mask decides) or in full.
 
@@ -208,6 +207,7 @@ BACKEND = Backend(
     backward=("cuda",),
     min_capability=(7, 5),
     needs_band=True,
+    reads_weights=True,
     probe=probe,
     compiles=True,
     path=path,

@@ -17,11 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pallatom.architecture._validate import check_live_indices
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
-from ._backend import Backend, Cost, Mode, Shape
+from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._compiled import compiled, compiler_reasons
-from ._registry import require
+from ._require import backward_hook_reasons, require
 
 
 def _plain(
@@ -37,6 +38,9 @@ class GatherCompiledBlock(AtomTransformerBlock):
         require(BACKEND, self, Q, K, V, p)
         if torch.compiler.is_compiling():
             return _plain(self, Q, K, V, p, neighbor_idx, valid_mask)
+        if reasons := backward_hook_reasons(self):
+            raise UnsupportedError(reasons, who=type(self).__name__)  # Dynamo takes forward hooks in, and not these
+        check_live_indices(neighbor_idx, valid_mask)  # a compiled program looks at no values
         inputs = (Q, K, V, p, neighbor_idx, valid_mask)
         return compiled(_plain, *inputs, *self.parameters(), static=self.n_heads)(self, *inputs)
 

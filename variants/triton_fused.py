@@ -45,13 +45,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from . import _triton_launch as launch
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError, operation_floor
 from ._band import BandPlan, NotABand, band_plan
-from ._registry import require
-from ._remember import remembered
+from ._require import pair_weights, require
 from ._triton_config import PAIRS_A_PROGRAM, Sizes, backward_config
 from ._triton_tune import tuning_ms
 
@@ -68,8 +68,8 @@ class TritonFusedBlock(AtomTransformerBlock):
         reasons = _shape_reasons(Q, K, V, p)
         if reasons:
             raise UnsupportedError(reasons, who=_WHO)
-        norm, weight = self.norm_pair, self.pair_bias.weight
-        return atom_attention(Q, K, V, p, norm.weight, norm.bias, weight, neighbor_idx, valid_mask, norm.eps)[0]
+        gamma, beta, weight, eps = pair_weights(self)
+        return atom_attention(Q, K, V, p, gamma, beta, weight, neighbor_idx, valid_mask, eps)[0]
 
 
 def _shape_reasons(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> list[str]:
@@ -236,6 +236,7 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     cost=cost,
     requires=("triton",),
+    reads_weights=True,
     min_capability=(8, 0),
     probe=_probe,
     tuning_ms=tuning_ms,

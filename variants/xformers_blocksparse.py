@@ -22,11 +22,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pallatom.architecture._remember import remembered
+from pallatom.architecture._validate import refuse_out_of_range
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
-from ._registry import require
-from ._remember import remembered
+from ._require import require
 from ._xformers import library_reasons
 
 _SIDE = 32  # atoms per side of a block; the library takes 16 or more
@@ -46,14 +47,15 @@ class Layout(NamedTuple):
 
 
 @remembered
-@torch.no_grad()
 def layout(neighbor_idx: Tensor, valid_mask: Tensor) -> Layout:
-    """The blocks that hold live pairs. Raises ``UnsupportedError`` where a row has a neighbour twice."""
+    """The blocks that hold live pairs. Raises ``UnsupportedError`` where a row has a neighbour twice, ``ValueError``
+    where a live slot holds no atom."""
     n = neighbor_idx.shape[0]
     side = -(-n // _SIDE)
     if side * side > _MAX_LAYOUT:
         reason = f"atoms: a layout of at most {_MAX_LAYOUT} entries is required, {n} atoms make {side * side}"
         raise UnsupportedError([reason], who=__name__)
+    refuse_out_of_range(neighbor_idx, valid_mask)
     live = valid_mask.any(0) if valid_mask.dim() == 3 else valid_mask
     atom = torch.where(live, neighbor_idx, 0)
     query = torch.arange(n, device=atom.device)[:, None]

@@ -1,25 +1,23 @@
 """What the layers refuse, and how they say so: the argument, what was expected, what came.
 
 Shapes, dtypes and devices are compared on every call, which costs microseconds. Index *values* need a pass over
-[N, K] (and a device synchronisation), so one (index, mask) pair is passed once and then remembered.
+[N, K] (and a device synchronisation), so one (index, mask) pair is passed once and then remembered. They are looked at
+at the seam, by each backend with what else it makes of the index: a second look would cost every call.
 """
 
 from __future__ import annotations
 
 import operator
-import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch import Tensor, nn
+
+from pallatom.architecture._remember import remembered
 
 if TYPE_CHECKING:
     from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
-
-# neighbor_idx -> (its version, its mask, the mask's version) of the last pair found good. Weak on both sides.
-_good_pairs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> int:
@@ -60,22 +58,48 @@ def check_shapes(sizes: Mapping[str, int], **arguments: tuple[Tensor, str]) -> d
     return known
 
 
-def check_floats(weight: Tensor, **tensors: Tensor) -> None:
+def _plain_sizes(**axes: int | None) -> dict[str, int]:
+    """The sizes that are known."""
+    return {axis: size for axis, size in axes.items() if size is not None}
+
+
+def _width_in(child: nn.Module, less: int = 0) -> int | None:
+    """Channels that a linear takes; None of a child that is no linear (any more), which knows itself what it takes."""
+    return child.in_features - less if isinstance(child, nn.Linear) else None
+
+
+def _width_out(child: nn.Module) -> int | None:
+    """Channels that a linear gives; None of another child."""
+    return child.out_features if isinstance(child, nn.Linear) else None
+
+
+def _float_weight(module: nn.Module, *first: nn.Module) -> Tensor | None:
+    """A linear's weight, of `first` if one has it, that says which device and dtype arguments must have.
+
+    None where no child has one: adapters and quantised linears take what they take.
+    """
+    for child in (*first, *module.children()):
+        if isinstance(child, nn.Linear) and isinstance(weight := child.weight, Tensor) and weight.is_floating_point():
+            return weight
+    return None
+
+
+def check_floats(weight: Tensor | None, **tensors: Tensor) -> None:
     """The parameters' device for all; the parameters' dtype for all, or any floating dtype under autocast."""
     check_device(weight, **tensors)
-    kind = weight.device.type
+    kind = "meta" if weight is None else weight.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)
     for name, tensor in tensors.items():
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-        if not autocast and tensor.dtype != weight.dtype:
+        if weight is not None and not autocast and tensor.dtype != weight.dtype:
             raise TypeError(f"{name} must be {weight.dtype}, as the parameters are (no autocast), got {tensor.dtype}")
 
 
-def check_device(weight: Tensor, **tensors: Tensor) -> None:
+def check_device(weight: Tensor | None, **tensors: Tensor) -> None:
     """The parameters' device for all."""
     for name, tensor in tensors.items():
-        if tensor.device != weight.device:
+        if weight is not None and tensor.device != weight.device:
             raise ValueError(f"{name} must be on {weight.device}, where the parameters are, got {tensor.device}")
 
 
@@ -127,18 +151,27 @@ def check_neighbors(neighbor_idx: Tensor, valid_mask: Tensor, *, batch: int, n_a
         raise TypeError(f"valid_mask must be torch.bool, got {valid_mask.dtype}")
 
 
-def check_live_indices(neighbor_idx: Tensor, valid_mask: Tensor, *, n_atom: int) -> None:
-    """Entries of `neighbor_idx` lie in [0, N) wherever the mask is set; looked at once per (index, mask)."""
-    if torch.compiler.is_compiling() or neighbor_idx.is_meta:
+def check_live_indices(neighbor_idx: Tensor, valid_mask: Tensor) -> None:
+    """Entries of `neighbor_idx` lie in [0, N) wherever the mask is set.
+
+    Looked at once per (index, mask), by the contract of `_remember`; on a GPU that first look waits for the device.
+    """
+    if torch.compiler.is_compiling() or neighbor_idx.is_meta or not neighbor_idx.numel():
         return  # no values to look at
     if neighbor_idx.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # looking would end the capture
-    # Inference tensors count no versions: a change would go unseen, so they are looked at each time.
-    countable = not (neighbor_idx.is_inference() or valid_mask.is_inference())
-    if countable and (good := _good_pairs.get(neighbor_idx)) is not None:
-        version, mask, mask_version = good
-        if mask() is valid_mask and version == neighbor_idx._version and mask_version == valid_mask._version:
-            return
+    _found_good(neighbor_idx, valid_mask)
+
+
+@remembered
+def _found_good(neighbor_idx: Tensor, valid_mask: Tensor) -> bool:
+    refuse_out_of_range(neighbor_idx, valid_mask)
+    return True
+
+
+def refuse_out_of_range(neighbor_idx: Tensor, valid_mask: Tensor) -> None:
+    """Raise a `ValueError` that names the first live slot which holds no atom."""
+    n_atom = len(neighbor_idx)
     wrong = _out_of_range(neighbor_idx, valid_mask, n_atom)
     if wrong.any():
         atom, slot = wrong.nonzero()[0].tolist()
@@ -146,8 +179,6 @@ def check_live_indices(neighbor_idx: Tensor, valid_mask: Tensor, *, n_atom: int)
             f"neighbor_idx must lie in [0, N={n_atom}) wherever valid_mask is set, "
             f"got {int(neighbor_idx[atom, slot])} at [{atom}, {slot}]"
         )
-    if countable:
-        _good_pairs[neighbor_idx] = (neighbor_idx._version, weakref.ref(valid_mask), valid_mask._version)
 
 
 def _out_of_range(neighbor_idx: Tensor, valid_mask: Tensor, n_atom: int) -> Tensor:
@@ -161,15 +192,15 @@ def check_block(
 ) -> None:
     """The arguments of a block's ``forward``."""
     sizes = check_shapes(
-        {"c_atom": block.to_q.in_features, "c_atompair": block.pair_bias.in_features},
+        _plain_sizes(c_atom=block.n_heads * block.head_dim, c_atompair=_width_in(block.pair_bias)),
         q=(q, "B N c_atom"),
         c=(c, "B N c_atom"),
         p=(p, "B N K c_atompair"),
     )
-    check_floats(block.to_q.weight, q=q, c=c, p=p)
+    weight = _float_weight(block, block.to_q)
+    check_floats(weight, q=q, c=c, p=p)
     check_neighbors(neighbor_idx, valid_mask, batch=sizes["B"], n_atom=sizes["N"], n_slot=sizes["K"])
-    check_device(block.to_q.weight, neighbor_idx=neighbor_idx, valid_mask=valid_mask)
-    check_live_indices(neighbor_idx, valid_mask, n_atom=sizes["N"])
+    check_device(weight, neighbor_idx=neighbor_idx, valid_mask=valid_mask)
 
 
 def check_encoder(
@@ -184,19 +215,19 @@ def check_encoder(
 ) -> None:
     """The arguments of the encoder's ``forward``; the values of `tok_idx` are looked at where the index is built."""
     sizes = check_shapes(
-        {
-            "xyz": 3,
-            "E": encoder.proj_fref_c.in_features - 3,
-            "c_token": encoder.proj_s_init.in_features,
-            "c_pair": encoder.proj_z_init.in_features,
-        },
+        _plain_sizes(
+            xyz=3,
+            E=_width_in(encoder.proj_fref_c, less=3),
+            c_token=_width_in(encoder.proj_s_init),
+            c_pair=_width_in(encoder.proj_z_init),
+        ),
         ref_pos=(ref_pos, "B N xyz"),
         ref_element=(ref_element, "B N E"),
         s_input=(s_input, "B R c_token"),
         z_input=(z_input, "B R R c_pair"),
         r_scaled=(r_scaled, "B N xyz"),
     )
-    weight = encoder.proj_fref_c.weight
+    weight = _float_weight(encoder, encoder.proj_fref_c)
     check_floats(weight, ref_pos=ref_pos, ref_element=ref_element, s_input=s_input, z_input=z_input, r_scaled=r_scaled)
     check_per_atom(sizes["B"], sizes["N"], ref_space_uid=ref_space_uid, tok_idx=tok_idx)
     check_device(weight, ref_space_uid=ref_space_uid, tok_idx=tok_idx)
@@ -214,12 +245,12 @@ def check_decoder(
 ) -> None:
     """The arguments of the decoder's ``forward``; K and the values of `tok_idx` wait until the index is built."""
     sizes = check_shapes(
-        {
-            "c_atom": decoder.proj_s_q.out_features,
-            "c_atompair": decoder.proj_z.out_features,
-            "c_token": decoder.proj_s_q.in_features,
-            "c_pair": decoder.proj_z.in_features,
-        },
+        _plain_sizes(
+            c_atom=_width_out(decoder.proj_s_q),
+            c_atompair=_width_out(decoder.proj_z),
+            c_token=_width_in(decoder.proj_s_q),
+            c_pair=_width_in(decoder.proj_z),
+        ),
         q_skip=(q_skip, "B N c_atom"),
         p_skip=(p_skip, "B N K c_atompair"),
         c_skip=(c_skip, "B N c_atom"),
@@ -227,7 +258,7 @@ def check_decoder(
         s=(s, "B R c_token"),
         z=(z, "B R R c_pair"),
     )
-    weight = decoder.proj_s_q.weight
+    weight = _float_weight(decoder, decoder.proj_s_q)
     check_floats(weight, q_skip=q_skip, p_skip=p_skip, c_skip=c_skip, c=c, s=s, z=z)
     check_per_atom(sizes["B"], sizes["N"], tok_idx=tok_idx)
     check_device(weight, tok_idx=tok_idx)

@@ -216,6 +216,7 @@ class AtomTransformerBlock(nn.Module):
 
         Q, K and V may be narrower than p (autocast). The softmax is taken in float32 at least.
         """
+        _validate.check_live_indices(neighbor_idx, valid_mask)
         live = valid_mask if valid_mask.ndim == 3 else valid_mask[None]
         idx = neighbor_idx.masked_fill(~live.any(0), 0)
         bias = self.pair_bias(self.norm_pair(p.masked_fill(~live[..., None], 0)))
