@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.harness.cost import Work, floor
+from benchmarks.harness.record import Mode, Problem
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
-from variants import convert
+from variants import Shape, convert
 from variants._op import attention_reference
 
 JUNK = 10**9
@@ -100,3 +102,15 @@ def _relative(got: Tensor, want: Tensor) -> float:
     assert got.shape == want.shape
     got, want = got.detach(), want.detach()
     return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-6)) if want.numel() else 0.0
+
+
+def floor_of(shape: Shape, mode: Mode) -> Work:
+    """What the bench says that any implementation of this call needs; Q, K, V and p in one precision."""
+    assert shape.itemsize == shape.pair_itemsize
+    made = Problem(
+        level="attention", mode=mode, device="cpu", dtype="float32" if shape.itemsize == 4 else "bfloat16",
+        workload="synthetic", atoms="atom14", n_atom=shape.n_atom, n_res=-(-shape.n_atom // 14), window=32,
+        n_neighbor=shape.n_neighbor, live_pairs=shape.live_pairs, batch=shape.batch, heads=shape.heads,
+        c_atom=shape.heads * shape.head_dim, c_atompair=shape.c_pair,
+    )  # fmt: skip
+    return floor(made)

@@ -314,39 +314,125 @@ def test_without_a_driver_library_gpu_facts_are_none(gpu: FakeNvml, monkeypatch:
     assert made["environment"]["start"]["throttle"] is None
 
 
-def test_ceilings_are_measured_and_say_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings_module, "_CPU_COPY_BYTES", 1 << 22)
-    monkeypatch.setattr(ceilings_module, "last_cache_bytes", lambda: None)
-    monkeypatch.setattr(ceilings_module, "_LONG_ENOUGH_S", 1e-6)
-    found = ceilings_module.ceilings("cpu", "float32")
-    assert found.bandwidth_bytes_per_s > 1e8
-    assert found.rate_flops_per_s > 1e8
-    assert found.source.startswith("copy of 4 MiB, float32 matmul of side 512 (highest precision)")
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Working sets that take no time: 64 and 128 KiB in cache, 512 KiB for main memory; products of side 512."""
+    monkeypatch.setattr(ceilings_module, "_CPU_BYTES", 1 << 19)
+    monkeypatch.setattr(ceilings_module, "_CACHED_BYTES", (1 << 16, 1 << 17))
+    monkeypatch.setattr(ceilings_module, "last_cache_bytes", lambda: 1 << 17)
+    monkeypatch.setattr(ceilings_module, "_main_bytes", lambda device: 1 << 19)
+    monkeypatch.setattr(ceilings_module, "_ROUND_S", 0.0)
+    monkeypatch.setattr(ceilings_module, "_LONG_ENOUGH_S", 0.0)
 
 
-def test_a_ceiling_is_work_over_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings_module, "_CPU_COPY_BYTES", 1 << 20)
-    monkeypatch.setattr(ceilings_module, "last_cache_bytes", lambda: None)
-    taken: list[float] = []
+class Stopwatch:
+    """Every call takes 0.1 s, but for one in ``slow``, which takes 0.2."""
 
-    def seconds(fn) -> float:
+    def __init__(self, slow: int) -> None:
+        self.slow, self.calls = slow, 0
+
+    def __call__(self, fn) -> float:
         fn()
-        taken.append(0.1 if len(taken) % 2 else 0.2)
-        return taken[-1]
+        self.calls += 1
+        return 0.2 if self.calls % self.slow == 0 else 0.1
 
-    monkeypatch.setattr(ceilings_module, "_cpu_seconds", seconds)
+
+@pytest.mark.usefixtures("small")
+def test_ceilings_are_measured_and_say_how() -> None:
+    threads = torch.get_num_threads()
+    found = ceilings_module.ceilings("cpu", "float32")
+    assert torch.get_num_threads() == threads
+    rates = (found.read_bytes_per_s, found.copy_bytes_per_s, found.rate_flops_per_s, found.rate_exponentials_per_s)
+    assert all(rate is not None and rate > 0 for rate in rates)
+    assert found.bandwidth_bytes_per_s == max(found.read_bytes_per_s or 0, found.copy_bytes_per_s or 0)
+    spreads = (found.bandwidth_spread, found.flops_spread, found.exponentials_spread)
+    assert all(spread is not None and spread >= 0 for spread in spreads)
+    assert [one.working_set_bytes for one in found.cached] == [1 << 16, 1 << 17]
+    assert found.source.startswith("float32 matmul of side 512 (highest precision); reading and copying 0 MiB")
+    assert found.source.endswith(f"5 rounds, {threads} threads")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_ceiling_is_work_over_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all threads take as long as one, one times their number counts in what the last cache holds."""
+    monkeypatch.setattr(ceilings_module, "_cpu_seconds", Stopwatch(slow=7))
+    threads = torch.get_num_threads()
     found = ceilings_module.ceilings("cpu", "bfloat16")
-    assert found.bandwidth_bytes_per_s == pytest.approx(2 * (1 << 20) / 0.1)
-    assert found.rate_flops_per_s == pytest.approx(2 * 512**3 / 0.1)
+    assert found.read_bytes_per_s == found.copy_bytes_per_s == pytest.approx((1 << 19) / 0.1)
+    assert [one.bytes_per_s for one in found.cached] == pytest.approx([threads * (1 << n) / 0.1 for n in (16, 17)])
+    assert found.rate_flops_per_s == pytest.approx(threads * 2 * 512**3 / 0.1)
+    assert found.rate_exponentials_per_s == pytest.approx(threads * ceilings_module._EXPONENTIALS / 0.1)
 
 
+@pytest.mark.usefixtures("small")
+def test_what_differs_from_round_to_round_is_the_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = ceilings_module._reach
+    taken = iter([0.4, 0.2, 0.1, 0.25, 0.2])
+    (one,) = reached([ceilings_module.Probe(10, lambda: None)], lambda call: next(taken))
+    assert (one.per_s, one.spread) == (pytest.approx(100), pytest.approx(1.0))
+    monkeypatch.setattr(ceilings_module, "_ROUND_S", 0.35)
+    taken = iter([0.2, 0.1, 0.2] * 5)
+    (one,) = reached([ceilings_module.Probe(10, lambda: None)], lambda call: next(taken))
+    assert (one.per_s, one.spread, next(taken, None)) == (pytest.approx(100), 0, None)
+
+
+@pytest.mark.usefixtures("small")
+def test_what_does_not_depend_on_the_dtype_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ceilings_module.ceilings("cpu", "float32")
+    monkeypatch.setattr(ceilings_module, "_moves", None)
+    monkeypatch.setattr(ceilings_module, "_exponentials", None)
+    second = ceilings_module.ceilings("cpu", "float64", known=first)
+    assert (second.cached, second.rate_exponentials_per_s) == (first.cached, first.rate_exponentials_per_s)
+    assert second.rate_flops_per_s != first.rate_flops_per_s
+    assert second.source.startswith("float64 matmul")
+    assert second.source.endswith(first.shared_source)
+
+
+@pytest.mark.usefixtures("small")
 def test_half_precision_may_be_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings_module, "_CPU_COPY_BYTES", 1 << 20)
-    rates = {torch.float16: (1e9, 512), torch.float32: (1e11, 1024)}
-    monkeypatch.setattr(ceilings_module, "_matrix_rate", lambda d, dtype, s, g: rates[dtype])
+    rates = {torch.float16: (512, 1e9), torch.float32: (1024, 1e11)}
+
+    def product(device, dtype, seconds, generator):
+        side, rate = rates[dtype]
+        return ceilings_module._Product(side, ceilings_module._Reached(rate, rate))
+
+    monkeypatch.setattr(ceilings_module, "_product", product)
     found = ceilings_module.ceilings("cpu", "float16")
     assert found.rate_flops_per_s == 1e11
     assert "float32 matmul of side 1024" in found.source
+
+
+def test_a_device_without_a_run_time_compiler_has_no_rate_of_exponentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str) -> None:
+        raise RuntimeError("no\n  NVRTC here")
+
+    monkeypatch.setattr(torch, "rand", lambda n, device: torch.zeros(n))
+    monkeypatch.setattr(torch.cuda.jiterator, "_create_jit_fn", refuse)
+    found, how = ceilings_module._exponentials("cuda", Stopwatch(slow=2))
+    assert (found, how) == (None, "exponentials not measured (RuntimeError: no NVRTC here)")
+
+
+def test_a_kernel_that_makes_no_numbers_is_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda n, device: torch.zeros(n))
+    monkeypatch.setattr(torch.cuda.jiterator, "_create_jit_fn", lambda source: lambda x: x / 0)
+    found, how = ceilings_module._exponentials("cuda", Stopwatch(slow=2))
+    assert found is None
+    assert "not finite" in how
+
+
+def test_every_exponential_of_the_kernel_is_one() -> None:
+    """Its multiply-adds, done here: 2^-x to a few units of the last place of a half; and its text parses."""
+    from torch.cuda.jiterator import _CodeParser
+
+    for source in ceilings_module.exponential_kernels():
+        assert _CodeParser(source).function_name == "exponentials"
+        assert source.count("ex2.approx") + source.count("__uint_as_float") == ceilings_module._CHAINS
+    x = torch.linspace(0, 20, 1001)
+    shifted = 12582912.0 - x
+    f = (12582912.0 - shifted) - x
+    y = ((0.0558 * f + 0.2402) * f + 0.6931) * f + 1.0
+    found = (y.view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
+    assert torch.allclose(found, torch.exp2(-x), rtol=1e-3)
 
 
 def test_cache_sizes_are_read_with_their_units(tmp_path: Path) -> None:
@@ -364,3 +450,6 @@ def test_on_a_real_device_facts_peaks_and_ceilings_are_plausible() -> None:
     found = ceilings_module.ceilings("cuda", "bfloat16")
     assert found.bandwidth_bytes_per_s > 1e11
     assert found.rate_flops_per_s > 1e12
+    assert found.rate_exponentials_per_s is not None, found.source
+    assert found.rate_exponentials_per_s > 1e11
+    assert found.cached == ()

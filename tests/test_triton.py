@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import variants
-from tests.seam import seam
+from tests.seam import floor_of, seam
 from variants._backend import Shape, UnsupportedError
 from variants._triton_config import Sizes, backward_config, forward_config
 
@@ -48,18 +48,22 @@ def test_extra_forward_memory_is_a_few_percent_of_p() -> None:
 
 
 def test_traffic_is_the_operations_floor_and_little_else() -> None:
+    """Of what goes in, the backward reads all but the outputs' gradients a second time, and O."""
     shape = Shape(1, 16384, 434, 4, 32, 16, 16384 * 434, 2, 2)
-    for mode in ("fwd", "fwdbwd"):
-        assert variants.load("triton_fused").cost(shape, mode).bytes <= 1.15 * variants.operation_floor(shape, mode)[1]
+    cost = variants.load("triton_fused").cost
+    assert cost(shape, "fwd").bytes <= 1.15 * floor_of(shape, "fwd").bytes
+    again = shape.p_bytes + 4 * shape.atom_bytes
+    assert cost(shape, "fwdbwd").bytes <= 1.15 * (floor_of(shape, "fwdbwd").bytes + again)
 
 
 def test_a_split_backward_costs_its_own_traffic_and_memory() -> None:
-    """p read once more for each of two groups of 8 heads, and g, a quarter of p, written, read and held."""
+    """Read once more than the floor: p by the backward, and for each of two groups of 8 heads; and g, a quarter of p,
+    written, read and held."""
     wide = Shape(1, 4096, 434, 16, 64, 64, 4096 * 434, 2, 2)
     assert backward_config(Sizes(torch.bfloat16, torch.bfloat16, 16, 64, 64), 90).split_heads == 8
-    floor, found = variants.operation_floor(wide, "fwdbwd")[1], variants.load("triton_fused").cost(wide, "fwdbwd")
+    floor, found = floor_of(wide, "fwdbwd").bytes, variants.load("triton_fused").cost(wide, "fwdbwd")
     atoms = 16 * wide.atom_bytes
-    assert found.bytes - floor == pytest.approx(2.5 * wide.p_bytes, abs=atoms)
+    assert found.bytes - floor == pytest.approx(3.5 * wide.p_bytes, abs=atoms)
     assert found.peak_bytes == pytest.approx(1.25 * wide.p_bytes, abs=atoms)
 
 

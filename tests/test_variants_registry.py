@@ -13,8 +13,9 @@ import torch
 
 import variants
 from pallatom.architecture.atom_transformers import AtomTransformer, AtomTransformerBlock, build_sparse_pairs
+from tests.seam import floor_of
 from variants import _registry, _require
-from variants._backend import Backend, Shape, UnsupportedError, operation_floor
+from variants._backend import Backend, Shape, UnsupportedError
 
 GATHER = variants.load("gather")
 
@@ -60,9 +61,9 @@ def test_declarations_are_whole(name: str) -> None:
     assert "__init__" not in vars(backend.block) or backend.block is AtomTransformerBlock
     shape = Shape(1, 2048, 434, 4, 32, 16, 2048 * 400, 4, 4)
     for mode in ("fwd", "fwdbwd"):
-        cost, (flops, moved) = backend.cost(shape, mode), operation_floor(shape, mode)
-        assert cost.flops >= flops
-        assert cost.bytes >= moved
+        cost, least = backend.cost(shape, mode), floor_of(shape, mode)
+        assert cost.flops >= least.flops
+        assert cost.bytes >= least.bytes
         assert cost.peak_bytes >= shape.atom_bytes
     assert backend.cost(shape, "fwdbwd").flops > backend.cost(shape, "fwd").flops
 
@@ -231,20 +232,6 @@ def test_training_a_converted_model_trains_the_original() -> None:
     after = model(q, c, p, idx, mask)
     assert not torch.allclose(before, after, atol=1e-5)
     assert torch.allclose(after, twin(q, c, p, idx, mask), atol=1e-5)
-
-
-def test_operation_floor_counts_the_operation() -> None:
-    shape = Shape(
-        batch=2, n_atom=10, n_neighbor=5, heads=3, head_dim=4, c_pair=8, live_pairs=70, itemsize=2, pair_itemsize=4
-    )
-    flops, moved = operation_floor(shape, "fwd")
-    assert flops == 70 * 3 * (2 * 4 + 2 * 4 + 2 * 8)
-    assert moved == 70 * 8 * 4 + 4 * (2 * 10 * 3 * 4 * 2)
-    both_flops, both_moved = operation_floor(shape, "fwdbwd")
-    assert both_flops == 3 * flops
-    assert both_moved == 2 * 70 * 8 * 4 + 2 * 10 * 5 * 8 * 4 + 12 * (2 * 10 * 3 * 4 * 2)
-    with pytest.raises(ValueError, match="train"):
-        operation_floor(shape, "train")  # pyright: ignore[reportArgumentType]
 
 
 def _stack() -> AtomTransformer:

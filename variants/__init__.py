@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._backend import Backend, Cost, Shape, UnsupportedError, operation_floor
+from ._backend import Backend, Cost, Shape, UnsupportedError
 from ._registry import convert, load, names, path, why_unavailable
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ __all__ = [
     "convert",
     "load",
     "names",
-    "operation_floor",
     "path",
     "why_unavailable",
 ]

@@ -96,21 +96,3 @@ class Backend:
     probe: Callable[[str], list[str]] | None = None
     tuning_ms: Callable[[], float] | None = None
     path: Callable[..., str] | None = None
-
-
-def operation_floor(shape: Shape, mode: Mode) -> tuple[int, int]:
-    """The fewest FLOPs and bytes that *any* implementation of the seam needs: ``(flops, bytes)``.
-
-    Forward: p is read once over the live pairs, Q, K, V are read and O is written; a pair costs ``2 D`` FLOPs per head
-    in each of the two products and ``2 C`` per head in the projection. Backward: every product has two gradients of
-    the same cost; p is read again and dp written whole (it is 0 in padding slots), Q, K, V, O, dO are read and
-    dQ, dK, dV written. Index and mask are not counted: a band is described by O(N) numbers.
-    """
-    per_pair = shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
-    flops = shape.live_pairs * per_pair
-    p_live = shape.live_pairs * shape.c_pair * shape.pair_itemsize
-    if mode == "fwd":
-        return flops, p_live + 4 * shape.atom_bytes
-    if mode == "fwdbwd":
-        return 3 * flops, 2 * p_live + shape.p_bytes + 12 * shape.atom_bytes
-    raise ValueError(f"mode: expected 'fwd' or 'fwdbwd', got {mode!r}")

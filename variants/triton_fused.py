@@ -49,7 +49,7 @@ from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from . import _triton_launch as launch
-from ._backend import Backend, Cost, Mode, Shape, UnsupportedError, operation_floor
+from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._band import BandPlan, NotABand, band_plan
 from ._require import pair_weights, require
 from ._triton_config import PAIRS_A_PROGRAM, Sizes, backward_config
@@ -182,24 +182,29 @@ atom_attention_backward.register_autograd(_refuse_second)
 
 
 def cost(shape: Shape, mode: Mode) -> Cost:
-    """The operation's floor and little else: p read once a pass and dp written once, scores made again in the backward.
+    """What the operation needs and little else: p read once a pass, dp written once, scores made again in the backward.
+
+    A live pair costs ``2 D`` FLOPs a head in each of the two products and ``2 C`` in the projection, and two gradients
+    of the same cost each. Forward: Q, K, V in, O out; backward: Q, K, V, O, dO in, dQ, dK, dV out.
 
     Peak above the inputs: O and the log-sum-exp; with the backward also dp, dQ, dK, dV, dQ's fp32 accumulator,
     delta, and one partial weight gradient per 16 keys. A split backward holds g = rstd dS too, writes it and reads it,
     and reads p once more for each group of heads.
     """
-    flops, bytes_ = operation_floor(shape, mode)
+    flops = shape.live_pairs * shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
+    p_live = shape.live_pairs * shape.c_pair * shape.pair_itemsize
     rows = shape.batch * shape.n_atom
     stats = 4 * rows * shape.heads
     if mode == "fwd":
-        return Cost(flops, bytes_ + stats, shape.atom_bytes + stats)
+        return Cost(flops, p_live + 4 * shape.atom_bytes + stats, shape.atom_bytes + stats)
+    flops, bytes_ = 3 * flops, 2 * p_live + shape.p_bytes + 12 * shape.atom_bytes
     scores = shape.live_pairs * shape.heads * 2 * (shape.head_dim + shape.c_pair)
     accumulator = 4 * rows * shape.heads * shape.head_dim
     split = backward_config(_sizes(shape), _COST_ARCH).split_heads
     parts = rows // 16 if split is None else shape.n_pairs // PAIRS_A_PROGRAM
     partial = 4 * (parts + 1) * max(16, shape.c_pair) * max(4, shape.heads)
     g = 0 if split is None else shape.n_pairs * shape.heads * shape.pair_itemsize
-    again = 0 if split is None else -(-shape.heads // split) * shape.live_pairs * shape.c_pair * shape.pair_itemsize
+    again = 0 if split is None else -(-shape.heads // split) * p_live
     peak = 4 * shape.atom_bytes + 2 * stats + accumulator + partial + shape.p_bytes + g
     return Cost(flops + scores, bytes_ + 4 * stats + 4 * accumulator + 2 * partial + 2 * g + again, peak)
 

@@ -110,7 +110,9 @@ def facts(one: Profile) -> list[str]:
     if one.problem.device == "cpu" and b.wall_ms > DISTORTED * b.call_ms:
         said.append("The profiler slowed it down so much that short operators show too large.")
     if one.limit is not None and one.limit.percent is not None:
-        bound = {"bytes": f"{show.size(one.limit.floor_bytes)} to move", "flops": "its products"}[one.limit.bound]
+        bound = {"bytes": f"{show.size(one.limit.floor_bytes)} to move", "flops": "its products"}.get(
+            one.limit.bound, "its exponentials"
+        )
         said.append(f"{one.limit.percent:.2g}% of the limit: the operation's floor is "
                     f"{show.milliseconds(one.limit.floor_ms)} ({bound}).")  # fmt: skip
     if b.enqueue_ms is not None:

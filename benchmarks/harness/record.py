@@ -213,13 +213,15 @@ class Limit(_Frozen):
 
     ``definition`` 1, before there was another, counted p once a block in a stack and no exponentials; 2 counts
     inputs, outputs and weights once, and nothing between. ``bandwidth_bytes_per_s`` is the larger of what
-    reading and copying reached, ``spread`` the relative spread of the ceiling over its repetitions.
+    reading and copying reached on ``working_set_bytes`` (main memory where that is None or as large as it gets);
+    ``spread`` is the relative spread, over its repetitions, of the ceiling that binds.
     """
 
     floor_bytes: Count
     floor_flops: Count
     floor_exponentials: Count | None = None
     bandwidth_bytes_per_s: Rate
+    working_set_bytes: Count | None = None
     read_bytes_per_s: Rate | None = None
     copy_bytes_per_s: Rate | None = None
     rate_flops_per_s: Rate

@@ -152,11 +152,12 @@ def _devices(channel: Channel) -> None:
     channel.emit({"event": "devices", "torch": torch.__version__, **found})
 
 
-def _ceilings(channel: Channel, *, device: str, dtype: str) -> None:
-    from .device import ceilings
+def _ceilings(channel: Channel, *, device: str, dtype: str, known: dict | None) -> None:
+    from .device import Ceilings, ceilings
 
     channel.note("", "ceilings")
-    channel.emit({"event": "ceilings", "ceilings": asdict(ceilings(device, dtype))})
+    found = ceilings(device, dtype, known=Ceilings(**known) if known else None)
+    channel.emit({"event": "ceilings", "ceilings": asdict(found)})
 
 
 def _availability(channel: Channel, *, device: str) -> None:
