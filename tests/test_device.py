@@ -390,16 +390,40 @@ def test_what_does_not_depend_on_the_dtype_is_measured_once(monkeypatch: pytest.
 
 @pytest.mark.usefixtures("small")
 def test_half_precision_may_be_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = {torch.float16: (512, 1e9), torch.float32: (1024, 1e11)}
+    rates = {"float16": 1e9, "float32": 1e11}
 
     def product(device, dtype, seconds, generator):
-        side, rate = rates[dtype]
-        return ceilings_module._Product(side, ceilings_module._Reached(rate, rate))
+        return ceilings_module._Product(dtype, ceilings_module._Reached(rates[dtype], rates[dtype]))
 
     monkeypatch.setattr(ceilings_module, "_product", product)
     found = ceilings_module.ceilings("cpu", "float16")
     assert found.rate_flops_per_s == 1e11
-    assert "float32 matmul of side 1024" in found.source
+    assert found.source.startswith("float32; ")
+
+
+@pytest.mark.usefixtures("small")
+def test_on_a_gpu_float32_may_be_three_products_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = ceilings_module.Ceilings(1e12, 1.0, "", shared_source="made up")
+    asked = []
+
+    def product(device, dtype, seconds, generator, passes=1):
+        asked.append((dtype, passes, torch.get_float32_matmul_precision()))
+        return ceilings_module._Product(f"{passes}", ceilings_module._Reached(5e13 * passes, 5e13 * passes))
+
+    monkeypatch.setattr(ceilings_module, "_product", product)
+    monkeypatch.setattr(torch, "Generator", lambda device: torch._C.Generator("cpu"))
+    found = ceilings_module.ceilings("cuda", "float32", known=known)
+    assert asked == [("float32", 1, "highest"), ("float32", 3, "high")]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert (found.rate_flops_per_s, found.source) == (1.5e14, "3; made up")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_product_of_several_passes_counts_once() -> None:
+    stopwatch, generator = Stopwatch(slow=10**9), torch.Generator()
+    made = ceilings_module._product("cpu", "float32", stopwatch, generator, passes=3)
+    assert made.words == "float32 matmul of side 512 (highest precision) in 3 passes"
+    assert made.reached.per_s == pytest.approx(torch.get_num_threads() * 2 * 512**3 / 3 / 0.1)
 
 
 def test_a_device_without_a_run_time_compiler_has_no_rate_of_exponentials(monkeypatch: pytest.MonkeyPatch) -> None:

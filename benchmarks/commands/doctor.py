@@ -66,9 +66,14 @@ def render(found: dict[str, Any], out: Console) -> None:
         commit = machine["commit"] or "unknown"
         out.print(f"  commit {commit[:12]}{' with changes' if machine['dirty'] else ''}, code {machine['code']}")
         for dtype, rate in facts["ceilings"].items():
+            exponentials = rate["rate_exponentials_per_s"]
             out.print(
-                f"  ceilings {show.SHORT[dtype]}: {rate['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, "
-                f"{rate['rate_flops_per_s'] / 1e12:.3g} TFLOP/s ({rate['source']})"
+                f"  ceilings {show.SHORT[dtype]}: {rate['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s (reading "
+                f"{rate['read_bytes_per_s'] / 1e9:.1f}, copying {rate['copy_bytes_per_s'] / 1e9:.1f}), "
+                f"{rate['rate_flops_per_s'] / 1e12:.3g} TFLOP/s, "
+                + ("no" if exponentials is None else f"{exponentials / 1e9:.3g} G")
+                + f" exponentials/s ({rate['source']})",
+                markup=False,
             )
         out.print(_table(name, facts["backends"]))
 

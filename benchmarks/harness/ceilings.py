@@ -9,7 +9,8 @@ where one thread that has to wait holds up all of them, what one thread reaches 
   problem is held against the largest one that is no larger than what it has to move. On CUDA the clock empties the
   L2 cache before a call, so that the rate is main memory's. What a call wrote and L2 still holds at its end was not
   written out in its time; so it is in the copy that is measured, where it weighs less.
-* Matrix rate: the best square product in the problem's dtype, or in float32 where that is faster.
+* Matrix rate: the best square product in the problem's dtype, or in float32 where that is faster; for float32 on CUDA
+  also a third of what tensor cores reach in tf32, three products of which have float32's accuracy.
 * Exponentials: in registers on CUDA, once in the special function units alone and once with every second one made of
   multiply-adds, as fast kernels do it; over an array in a core's cache on a CPU.
 """
@@ -35,6 +36,7 @@ _ROUNDS, _ROUND_S = 5, 0.01
 _CPU_BYTES = 256 << 20
 _CUDA_BYTES = 1 << 30
 _CACHED_BYTES = tuple(mib << 20 for mib in (1, 4, 16, 32, 64, 128))  # from an L2 cache to a large last one
+_TF32_PASSES = 3
 _LONG_ENOUGH_S = 0.15  # a matrix product that takes this long is large enough
 _EXPONENTIALS = 1 << 14  # elements in a core's cache
 _CHAINS, _LOOP, _CUDA_ELEMENTS = 8, 64, 1 << 22
@@ -128,9 +130,9 @@ class _Reached:
 
 @dataclass(frozen=True)
 class _Product:
-    """A square product and what it reached."""
+    """A square product, in words, and what it reached."""
 
-    side: int
+    words: str
     reached: _Reached
 
 
@@ -146,12 +148,13 @@ def ceilings(device: str, dtype: str, *, known: Ceilings | None = None) -> Ceili
     generator = torch.Generator(device).manual_seed(0)
     # Half-precision operands may be multiplied in float32, which many CPUs do far faster.
     candidates = {dtype, "float32"} if dtype in ("bfloat16", "float16") else {dtype}
-    products = {name: _product(device, getattr(torch, name), seconds, generator) for name in sorted(candidates)}
-    fastest = max(products, key=lambda name: products[name].reached.per_s)
-    side, reached = products[fastest].side, products[fastest].reached
-    precision = f" ({torch.get_float32_matmul_precision()} precision)" if fastest == "float32" else ""
-    source = f"{fastest} matmul of side {side}{precision}; {shared.shared_source}"
-    return replace(shared, rate_flops_per_s=reached.per_s, flops_spread=reached.spread, source=source)
+    products = [_product(device, name, seconds, generator) for name in sorted(candidates)]
+    if device != "cpu" and dtype == "float32":
+        with _tf32():
+            products.append(_product(device, dtype, seconds, generator, passes=_TF32_PASSES))
+    fastest = max(products, key=lambda one: one.reached.per_s)
+    source = f"{fastest.words}; {shared.shared_source}"
+    return replace(shared, rate_flops_per_s=fastest.reached.per_s, flops_spread=fastest.reached.spread, source=source)
 
 
 def _shared(device: str, seconds: Seconds) -> Ceilings:
@@ -251,15 +254,18 @@ def _main_bytes(device: str) -> int:
 # -- matrices --------------------------------------------------------------------------------------
 
 
-def _product(device: str, dtype: torch.dtype, seconds: Seconds, generator: torch.Generator) -> _Product:
-    """The square product of the highest rate, sides growing up to one that takes long enough."""
+def _product(device: str, dtype: str, seconds: Seconds, generator: torch.Generator, *, passes: int = 1) -> _Product:
+    """The square product of the highest rate, sides growing up to one that takes long enough.
+
+    ``passes``: products that make up one of the dtype's own accuracy.
+    """
     import torch
 
     found: list[tuple[float, int, Probe]] = []
     side, largest = 512, 4096 if device == "cpu" else 16384
     while side <= largest:
-        a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
-        probe = Probe(2 * side**3, partial(torch.mm, a, b, out=torch.empty_like(a)))
+        a, b = (torch.randn(side, side, device=device, generator=generator).to(getattr(torch, dtype)) for _ in range(2))
+        probe = Probe(2 * side**3 // passes, partial(torch.mm, a, b, out=torch.empty_like(a)))
         took = _best_s(probe.call, seconds)
         found.append((probe.units / took, side, probe))
         if 2 * took > _LONG_ENOUGH_S:
@@ -270,7 +276,22 @@ def _product(device: str, dtype: torch.dtype, seconds: Seconds, generator: torch
     if device == "cpu":
         with _one_thread():
             reached += [way.times(threads) for way in _reach([found[0][2]], seconds)]
-    return _Product(side, _best(reached))
+    precision = f" ({torch.get_float32_matmul_precision()} precision)" if dtype == "float32" else ""
+    times = f" in {passes} passes" if passes > 1 else ""
+    return _Product(f"{dtype} matmul of side {side}{precision}{times}", _best(reached))
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Let float32 operands be rounded to tf32 on tensor cores."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # -- exponentials ----------------------------------------------------------------------------------
