@@ -44,7 +44,8 @@ static inline void read_slots(const T* p, index_t count, index_t channels, vec* 
   }
 }
 
-// x less its mean over the channels, that mean, and 1/√(variance + ε). Four sums each: one would wait for itself.
+// x less its mean over the channels, that mean, and 1/√(variance + ε), NaN where the variance overflows: 0 would be a
+// bias of 0. Four sums each: one would wait for itself.
 template <int C>
 static inline void normalise(vec* x, index_t channels, float eps, vec& mean, vec& rstd) {
   const index_t n = C ? C : channels;
@@ -59,7 +60,7 @@ static inline void normalise(vec* x, index_t channels, float eps, vec& mean, vec
   }
   vec variance = ((square[0] + square[1]) + (square[2] + square[3])) * (1.f / n) + eps;
 #pragma GCC unroll 16
-  for (int j = 0; j < LANES; ++j) rstd[j] = 1.f / std::sqrt(variance[j]);
+  for (int j = 0; j < LANES; ++j) rstd[j] = std::sqrt(variance[j]) / variance[j];
 }
 
 template <int C>

@@ -4,7 +4,8 @@
 
 Centring the weights instead of x makes the mean drop out. W·β is the same for all slots of a row, so it drops out of
 the softmax and is left out here. E[x²] − E[x]² cancels where the mean is large: such a tile is centred first, which
-LayerNorm does not see. With G = dBias, t = Σ_h G_h·bias_h and u = rstd²·t/C:
+LayerNorm does not see. A pair whose squares overflow has NaN for a bias. With G = dBias, t = Σ_h G_h·bias_h and
+u = rstd²·t/C:
 
     dx = rstd · Wcᵀ·G − u · (x − mean),        dW·γ-side moment  M[h,c] = Σ G_h · rstd · (x_c − mean)
 """
@@ -111,7 +112,8 @@ class PairBias:
         """The pairs with the bias still to be scaled by rstd, and whether the variance can be trusted.
 
         Not to be trusted: cancellation, or something that is not finite in any slot, dead ones included. Not asked on
-        CUDA.
+        CUDA. An infinite variance is made NaN there, and on the CPU where it is not to be trusted: rstd = 0 would be
+        a bias of 0.
         """
         size = len(x)
         z = self._z[: (self.heads + 1) * size].view(self.heads + 1, size)
@@ -121,6 +123,8 @@ class PairBias:
         mean, rstd = z[-1], self._rstd[:size]
         torch.addcmul(square_mean, mean, mean, value=-1, out=rstd)
         trusted = x.is_cuda or bool(square_mean.sub_(rstd, alpha=_CANCELLATION).max() <= 0)
+        if x.is_cuda or not trusted:
+            rstd.add_(rstd, alpha=0)
         rstd.add_(self.eps).rsqrt_()
         return Pairs(x, z[:-1], mean, rstd), trusted
 

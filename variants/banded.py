@@ -54,7 +54,8 @@ class _BandedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, Q, K, V, p, gamma, beta, weight, eps, plan, mask) -> Tensor:
         work = _Work(Q, p, gamma, weight, eps, plan, mask)
-        out = torch.zeros_like(Q)
+        # δ = <dO, O> cancels where a softmax is saturated: the backward wants O as it was summed
+        out = torch.zeros_like(Q, dtype=work.dtype if any(ctx.needs_input_grad) else Q.dtype)
         for b in range(Q.shape[0]):
             q, k, v = work.by_head(b, Q, K, V)
             for tile in work.tiles:
@@ -62,7 +63,7 @@ class _BandedAttention(torch.autograd.Function):
                 tile.put_queries(out[b].transpose(0, 1), torch.bmm(probs, tile.window(v)))
         ctx.save_for_backward(Q, K, V, p, gamma, beta, weight, mask, out)
         ctx.eps, ctx.plan = eps, plan
-        return out
+        return out.to(Q.dtype)
 
     @staticmethod
     @once_differentiable
@@ -187,7 +188,8 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     if mode == "fwd":
         peak = scratch + 4 * by_head + shape.atom_bytes
         return Cost(products + project, shape.p_bytes + 10 * shape.atom_bytes, peak)
-    peak = scratch + 9 * by_head + 5 * shape.atom_bytes + shape.p_bytes
+    kept = shape.batch * by_head if shape.itemsize < acc else 0
+    peak = scratch + 9 * by_head + 5 * shape.atom_bytes + shape.p_bytes + kept
     return Cost(7 * products // 2 + 4 * project, 3 * shape.p_bytes + 30 * shape.atom_bytes, peak)
 
 

@@ -69,6 +69,7 @@ class _FusedAttention(torch.autograd.Function):
         given = {"out": out, "lse": lse, "grad": grad_out.float().contiguous()}
         made = {"dq": dQ, "dk": dK, "dv": dV, "moment": moment, "dp": dp}
         _run("backward", Q, K, V, p, _folded(gamma, weight), ctx.plan, mask, ctx.eps, **given, **made)
+        moment -= moment.mean(1, keepdim=True)  # Σ_c x̂ = 0: what a mean that is rounded left in every channel
         # γ and W meet the pairs as a product, so both gradients come from one moment; β's part of dW is Σ dS = 0
         dgamma, dweight = (weight * moment).sum(0), gamma * moment
         return (
