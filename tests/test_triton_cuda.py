@@ -230,7 +230,7 @@ def test_opcheck(index: str) -> None:
     made = on_gpu(seam(40, 12, **kind), torch.float32)
     norm, inputs = made.block.norm_pair, [x.detach().nan_to_num().requires_grad_() for x in made.inputs]
     weights = [x.detach().requires_grad_() for x in (norm.weight, norm.bias, made.block.pair_bias.weight)]
-    arguments = (*inputs, *weights, made.neighbor_idx, made.valid_mask, norm.eps)
+    arguments = (*inputs, *weights, made.neighbor_idx, made.valid_mask, norm.eps, False)
     torch.library.opcheck(torch.ops.pallatom_bench.atom_attention.default, arguments)
 
 

@@ -217,10 +217,10 @@ def test_the_pass_over_pairs_crosses_programs_and_ends_anywhere(monkeypatch) -> 
     plan = band_plan(made.neighbor_idx, made.valid_mask)
     given = triton_fused._problem(q, k, v, p, norm, weight, made.valid_mask, 1e-5)
     assert p[..., 0].numel() % 256 != 0
-    o, lse = triton_fused.launch.forward(given, plan)
+    kept = triton_fused.launch.forward(given, plan)
     whole = Config(16, 16, 4, 1)
     apart, again, one = (
-        backward(given, plan, o, lse, o, deterministic=True, config=config) for config in (SPLIT, SPLIT, whole)
+        backward(given, plan, *kept, kept[0], deterministic=True, config=config) for config in (SPLIT, SPLIT, whole)
     )
     for got, same, want in zip(apart, again, one, strict=True):
         assert torch.equal(got, same)
@@ -255,9 +255,9 @@ def test_deterministic_dq_is_the_sum_of_the_atomic_one() -> None:
     norm, weight = made.block.norm_pair.weight.detach(), made.block.pair_bias.weight.detach()
     plan = band_plan(made.neighbor_idx, made.valid_mask)
     given = triton_fused._problem(q, k, v, p, norm, weight, made.valid_mask, 1e-5)
-    o, lse = triton_fused.launch.forward(given, plan)
-    once, again = (backward(given, plan, o, lse, o, deterministic=True)[0] for _ in range(2))
-    atomic = backward(given, plan, o, lse, o, deterministic=False)[0]
+    kept = triton_fused.launch.forward(given, plan)
+    once, again = (backward(given, plan, *kept, kept[0], deterministic=True)[0] for _ in range(2))
+    atomic = backward(given, plan, *kept, kept[0], deterministic=False)[0]
     assert torch.equal(once, again)
     torch.testing.assert_close(once, atomic, rtol=1e-5, atol=1e-6)
 
@@ -290,7 +290,7 @@ def _op_arguments() -> tuple:
     block, inputs, index = _small()
     norm = block.norm_pair
     weights = (x.detach().requires_grad_() for x in (norm.weight, norm.bias, block.pair_bias.weight))
-    return (*inputs, *weights, *index, norm.eps)
+    return (*inputs, *weights, *index, norm.eps, False)
 
 
 def test_opcheck() -> None:
@@ -397,3 +397,85 @@ def test_tuning_runs_every_kernel_on_inputs_of_its_own(direction, mode, monkeypa
     done = _triton_tune.tune_kernel(kernel, Untimed(kernel, "cpu", 23))
     assert [t.reason for t in done.trials] == [None, None]
     assert done.best == other
+
+
+HARD = {
+    "mean_1000": (1.0, 1000.0),
+    "mean_-1000": (1.0, -1000.0),
+    "mean_20000": (40.0, 20000.0),
+    "small": (1e-6, 0.0),
+    "large": (1e4, 0.0),
+}
+"""Pair rows as standard deviation and mean: nearly constant, and far from 1."""
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("values", HARD)
+@pytest.mark.parametrize(
+    ("index", "size"), [(band, (4, 16, 16)), (scattered, (4, 16, 16)), (band, (3, 24, 24)), (band, (5, 16, 64))]
+)
+def test_pairs_of_any_mean_and_size(dtype: torch.dtype, values: str, index: Any, size: tuple[int, int, int]) -> None:
+    """Against float64 on the same numbers, as rounded: what rounding leaves constant has no variance and no bias."""
+    heads, head_dim, channels = size
+    spread, mean = HARD[values]
+    made = seam(21, 12, index=index, heads=heads, head_dim=head_dim, channels=channels)
+    leaves = [x.detach().nan_to_num() for x in made.inputs]
+    leaves[3] = leaves[3] * spread + mean
+    leaves = [x.to(dtype).requires_grad_() for x in leaves]
+    assert leaves[3].isfinite().all()
+    grad_o = torch.randn(leaves[0].shape).to(dtype)
+    with torch.no_grad():
+        made.block.pair_bias.weight.mul_(4 / channels)
+    _compare(made.block.to(dtype), leaves, made.neighbor_idx, made.valid_mask, grad_o, TOLERANCE[dtype], by_eager=True)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("channels", [16, 24, 5])
+def test_constant_pairs_have_no_bias(dtype: torch.dtype, channels: int) -> None:
+    """Whatever their value: O is that of p = 0, to the bit where the channels are a power of two."""
+    made = seam(21, 12, heads=4, head_dim=16, channels=channels)
+    q, k, v, p = (x.detach().nan_to_num().to(dtype) for x in made.inputs)
+    block = variants.convert(made.block.to(dtype), "triton_fused")
+    want = block._attend(q, k, v, torch.zeros_like(p), made.neighbor_idx, made.valid_mask)
+    for value in (1000.0, -1000.0, 30000.0, 65000.0):
+        got = block._attend(q, k, v, torch.full_like(p, value), made.neighbor_idx, made.valid_mask)
+        assert float((got.double() - want.double()).norm() / want.double().norm()) <= TOLERANCE[dtype] / 10
+
+
+@pytest.mark.parametrize("index", [band, scattered])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pairs_whose_squares_overflow_give_nan(dtype: torch.dtype, index: Any) -> None:
+    """In the rows that hold them, forward and backward: all other rows are what they are without."""
+    made = seam(21, 12, index=index, heads=4, head_dim=16, channels=16)
+    leaves = [x.detach().nan_to_num().to(dtype) for x in made.inputs]
+    block = variants.convert(made.block, "triton_fused")
+    grad_o = torch.randn(leaves[0].shape).to(dtype)
+
+    def run(p: torch.Tensor) -> list[torch.Tensor]:
+        inputs = [x.detach().requires_grad_() for x in (*leaves[:3], p)]
+        out = block._attend(*inputs, made.neighbor_idx, made.valid_mask)
+        return [out.detach(), *torch.autograd.grad(out, inputs, grad_o)]
+
+    rows = made.valid_mask.any(1)
+    one, whole = leaves[3].clone(), leaves[3] * 1e20
+    one[:, 5] *= 1e20
+    assert made.valid_mask[5].any()
+    for t, plain in zip((run(one)[i] for i in (0, 1)), run(leaves[3])[:2], strict=True):
+        assert t[:, 5].isnan().all()
+        assert torch.equal(t[:, 6:], plain[:, 6:])
+    out, dq, _, _, dp = run(whole)
+    for t in (out, dq):
+        assert t[:, rows].isnan().all()
+    assert dp[made.valid_mask.expand(dp.shape[:3])].isnan().all()
+
+
+@pytest.mark.parametrize("index", [band, scattered])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_saturated_softmax_keeps_its_gradients(dtype: torch.dtype, index: Any) -> None:
+    """Scores of hundreds: dP - <dO, O> cancels in all rows but a few, and dQ, dK and dp are what is left."""
+    made = seam(37, 21, index=index, heads=4, head_dim=16, channels=16)
+    scale = (30.0, 30.0, 1.0, 1.0)
+    leaves = [(x.detach().nan_to_num() * s).to(dtype).requires_grad_() for x, s in zip(made.inputs, scale, strict=True)]
+    block, grad_o = made.block.to(dtype), torch.randn(leaves[0].shape).to(dtype)
+    found = _errors("triton_fused", block, leaves, made.neighbor_idx, made.valid_mask, grad_o)
+    assert max(found) <= {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype], found

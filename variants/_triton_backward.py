@@ -1,6 +1,6 @@
 """Backward kernels of the band mode: a preparing pass, the key-major main pass, and the end of dQ."""
 
-# ruff: noqa: E741, SIM108 — atoms are l and outputs O here; a branch at compile time is no expression
+# ruff: noqa: E741 — atoms are l and outputs O here
 from __future__ import annotations
 
 import triton
@@ -10,32 +10,33 @@ from ._triton_common import (
     LOG2_E,
     LOWEST,
     dot,
+    get_rounded,
     normalise,
-    pair_gradient,
+    pair_gradients,
     project,
     split_weight,
     spread_weight,
     total_weight,
-    weight_product,
     within,
 )
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS"])
 def backward_prepare(
-    O, DO, DELTA, DQ, DP, BASE, START, STOP, N, SLOTS,
+    O, LOW, DO, DELTA, DQ, DP, BASE, START, STOP, N, SLOTS,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr,
-    ZERO_DQ: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr,
+    ZERO_DQ: tl.constexpr, KEEP_LOW: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """BM rows: ``delta[h] = <dO, O>``; dQ's accumulator and the slots of dp outside the rows' bands set to 0."""
-    l = tl.program_id(0) * BM + tl.arange(0, BM)
-    row = tl.program_id(1).to(tl.int64) * N + l
+    blocks = tl.cdiv(N, BM)
+    l = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
+    row = (tl.program_id(0) // blocks).to(tl.int64) * N + l
     h = tl.arange(0, HP)
     d = tl.arange(0, DH)
     present = l < N
     off = row[:, None, None] * (H * D) + h[None, :, None] * D + d[None, None, :]
     mask = present[:, None, None] & (h < H)[None, :, None] & (d < D)[None, None, :]
-    o = tl.load(O + off, mask=mask, other=0.0).to(tl.float32)
+    o = get_rounded(O, LOW, off, mask, KEEP_LOW)
     do = tl.load(DO + off, mask=mask, other=0.0).to(tl.float32)
     tl.store(DELTA + row[:, None] * H + h[None, :], tl.sum(o * do, 2), mask=present[:, None] & (h < H)[None, :])
     if ZERO_DQ:
@@ -83,7 +84,8 @@ def _backward_tile(
 ):  # fmt: skip
     """BM queries from atom ``m0`` on x the program's BN keys: writes dp and dQ's share, updates ``(dk, dv, dw)``.
 
-    SPLIT: of the program's heads only, and in place of dp (and of dw) it writes their ``g = rstd dS [B, N, SLOTS, H]``.
+    SPLIT: of the program's heads only, and in place of dp (and of dw) it writes ``[B, N, SLOTS, H]`` of what
+    ``pair_gradients`` takes as g.
 
     An interior tile (not EDGE) is seen whole by all its rows: it needs neither their ends nor any masks. Where the band
     has holes (HAS_MASK), every tile is an edge tile.
@@ -149,7 +151,8 @@ def _backward_tile(
     else:
         tl.atomic_add(DQ + q_off, dq, mask=present[None, :, None] & hd, sem="relaxed")
 
-    g = tl.reshape(tl.permute((ds * rstd3).to(ptype), (2, 1, 0)), [PARTS, PAIRS // PARTS, HP])
+    g = ds if ptype == tl.float16 else ds * rstd3
+    g = tl.reshape(tl.permute(g.to(ptype), (2, 1, 0)), [PARTS, PAIRS // PARTS, HP])
     if SPLIT:
         at = tl.reshape(tile, [PARTS, PAIRS // PARTS])[:, :, None] * H + h[None, None, :]
         if EDGE:
@@ -160,7 +163,7 @@ def _backward_tile(
         else:
             tl.store(DP + origin * H + at, g, mask=(h < H)[None, None, :])
     else:
-        dp = pair_gradient(x, rstd, g, wt, C)
+        dp, dw = pair_gradients(x, rstd, g, wt, dw, C)  # pyright: ignore[reportGeneralTypeIssues]
         if EDGE:
             written = tl.reshape(inside, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
             tl.store(DP + origin * C + offset, dp.to(ptype), mask=written)
@@ -168,12 +171,6 @@ def _backward_tile(
             tl.store(DP + origin * C + offset, dp.to(ptype))
         else:
             tl.store(DP + origin * C + offset, dp.to(ptype), mask=(c < C)[None, None, :])
-        if ptype == tl.float16:
-            # p is exact, and what its mean adds is the same for all c and centred away at the end: 11 bits in dgamma.
-            # In bf16 that is not worth what it costs: a p also used transposed is not prefetched to shared memory
-            dw = weight_product(p, g, dw)
-        else:
-            dw = weight_product(x.to(ptype), g, dw)
     return dk, dv, dw
 
 
@@ -190,14 +187,14 @@ def backward_band(
     ``QUERIES [4, blocks]`` holds per key block the first and last + 1 query that sees any of its keys, and those that
     see all of them. ``DW [B, blocks, CP, HP]``: partial sums of dWc, of which ``weight_gradients`` makes dgamma and dW.
 
-    SPLIT: HP of the H heads a program, on the grid's third axis; ``DP`` takes g, of which ``backward_pairs`` makes dp.
+    SPLIT: HP of the H heads a program, on the grid's second axis; ``DP`` takes g, of which ``backward_pairs`` makes dp.
     """
     # the masks of what is padded take the registers that would else hold more of a tile at once, or another loop's
     CROWDED: tl.constexpr = SPLIT and (H % HP != 0 or DH != D or CP != C)  # pyright: ignore[reportAssignmentType]
-    pid = tl.program_id(0)
-    blocks = tl.num_programs(0)
-    b = tl.program_id(1).to(tl.int64)
-    h0 = tl.program_id(2) * HP if SPLIT else 0
+    blocks = tl.cdiv(N, BN)
+    pid = tl.program_id(0) % blocks
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    h0 = tl.program_id(1) * HP if SPLIT else 0
     h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
     c = tl.arange(0, CP)
@@ -267,7 +264,8 @@ def backward_pairs(
     H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr,
     BP: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """TILES x BP pairs, whatever rows they are of: dp from p and ``g = rstd dS [pairs, H]``, and a share of dWc.
+    """TILES x BP pairs, whatever rows they are of: dp from p and ``G [pairs, H]``, which is g of ``pair_gradients``,
+    and a share of dWc.
 
     ``DW [programs, CP, HP]``. A pair whose g is all 0 is dead or outside its row's band (or lost nothing): its p, which
     may be anything, is not looked at, and its dp is 0.
@@ -290,8 +288,8 @@ def backward_pairs(
         g = tl.load(G + (at + pair) * H + h[None, None, :], mask=there & (h < H)[None, None, :], other=0.0)
         p = tl.where((tl.max((g != 0).to(tl.int32), 2) != 0)[:, :, None], p, 0.0)
         x, rstd = normalise(p, eps, C, CP, 64)  # pyright: ignore[reportGeneralTypeIssues]
-        tl.store(DP + (at + pair) * C + c[None, None, :], pair_gradient(x, rstd, g, wt, C).to(ptype), mask=of_p)
-        dw = weight_product(p if ptype == tl.float16 else x.to(ptype), g, dw)
+        dp, dw = pair_gradients(x, rstd, g, wt, dw, C)  # pyright: ignore[reportGeneralTypeIssues]
+        tl.store(DP + (at + pair) * C + c[None, None, :], dp.to(ptype), mask=of_p)
     DW += tl.program_id(0) * (CP * HP)
     tl.store(DW + c[:, None] * HP + h[None, :], total_weight(dw, CP, HP))
 
@@ -302,8 +300,9 @@ def backward_finish(
     H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
     """BM rows of ``dQ = scale * (sum of its parts)`` in Q's dtype; slots are summed in their order."""
-    l = tl.program_id(0) * BM + tl.arange(0, BM)
-    b = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(N, BM)
+    l = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
     t = tl.arange(0, ROW)
     present = l < N
     mask = present[:, None] & (t < H * D)[None, :]

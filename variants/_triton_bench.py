@@ -58,17 +58,21 @@ class GpuBench:
     def _band(self, idx: Tensor, live: Tensor) -> Callable[[Config], tuple[Tensor, ...]]:
         plan = band_plan(idx, live)
         if self.kernel.direction == "forward":
-            return lambda config: launch.forward(self._problem, plan, config)
-        o, lse = launch.forward(self._problem, plan, self._forward().shipped())
+            return lambda config: launch.forward(self._problem, plan, config)[::2]
+        o, low, lse = launch.forward(self._problem, plan, self._forward().shipped(), keep_low=self._keep_low)
         return lambda config: launch.backward(
-            self._problem, plan, o, lse, self._grad_o, deterministic=False, config=config
+            self._problem, plan, o, low, lse, self._grad_o, deterministic=False, config=config
         )
 
     def _gather(self, idx: Tensor) -> Callable[[Config], tuple[Tensor, ...]]:
         if self.kernel.direction == "forward":
-            return lambda config: launch.forward_gather(self._problem, idx, config)
-        o, lse = launch.forward_gather(self._problem, idx, self._forward().shipped())
-        return lambda config: launch.backward_gather(self._problem, idx, o, lse, self._grad_o, config=config)
+            return lambda config: launch.forward_gather(self._problem, idx, config)[::2]
+        kept = launch.forward_gather(self._problem, idx, self._forward().shipped(), keep_low=self._keep_low)
+        return lambda config: launch.backward_gather(self._problem, idx, *kept, self._grad_o, config=config)
+
+    @property
+    def _keep_low(self) -> bool:
+        return self.kernel.sizes.dtype != torch.float32
 
     def _forward(self) -> Kernel:
         return Kernel("forward", self.kernel.mode, self.kernel.sizes, self.kernel.arch)

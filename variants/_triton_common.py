@@ -4,6 +4,7 @@ Pair tiles are 2-D, ``[pairs, C]`` (a pipelined 3-D tile becomes scalar shared-m
 queries x 16 to 32 keys is reshaped to that before its LayerNorm and back after its projection.
 """
 
+# ruff: noqa: E741 — outputs are O here
 from __future__ import annotations
 
 import triton
@@ -13,7 +14,8 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # pyright: ign
 # The score of a slot that is not live: finite, so that differences are, and a power of two, so that its product with
 # any scale is exact. A GPU computes `s * scale - max * scale` with one fused multiply-add: were that product rounded, a
 # row without a live slot would have exp2 of the rounding error, 1e22 or -1e22, in place of exp2(0).
-LOWEST = tl.constexpr(-(2.0**100))
+# It lies below every score that fp32 holds with room for a sum, so that no live slot is taken for a dead one.
+LOWEST = tl.constexpr(-(2.0**126))
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
 
@@ -48,7 +50,15 @@ def centring(C: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def split_weight(W, GAMMA, factor, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
-    """``factor Wc`` as ``[CP, 2 HP]``: columns 2 h and 2 h + 1 are head h's high and low part in ``dtype``."""
+    """``factor Wc`` as ``[CP, 2 HP]``: columns 2 h and 2 h + 1 are head h's high and low part in ``dtype``.
+
+    What is projected may be a p that still has its mean, which must meet a sum over c of exactly 0: next to it a row
+    that is constant but for rounding has no variance, and what is left of the mean is multiplied by ``eps**-0.5``. In
+    16 bits head h's weights are therefore whole multiples of one power of two, u[h]: high parts of at most 8 bits,
+    low parts of at most 8 (fp16: 11) more, and the few units that the sum is off are taken off channel by channel.
+    Products with p's 8 or 11 bits are then whole numbers of at most 24 bits wherever p's digits are those of its mean,
+    so their sum is exact too.
+    """
     c = tl.arange(0, CP)
     column = tl.arange(0, 2 * HP)
     real_c = tl.minimum(tl.maximum(C - c, 0), 1).to(tl.float32)
@@ -58,9 +68,29 @@ def split_weight(W, GAMMA, factor, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.
     w = tl.load(W + tl.minimum(column // 2, H - 1)[None, :] * C + at_c[:, None]).to(tl.float32)
     w = w * g[:, None] * real_h[None, :]
     w = (w - tl.sum(w, 0)[None, :] / C) * real_c[:, None] * factor
-    high = w.to(dtype).to(tl.float32)
     part = (column % 2).to(tl.float32)[None, :]
-    return (high * (1.0 - part) + (w - high) * part).to(dtype)
+    if dtype == tl.float32:
+        return w * (1.0 - part)
+    FINE: tl.constexpr = 2048.0 if dtype == tl.float16 else 256.0  # pyright: ignore[reportAssignmentType]
+    unit = _unit(tl.max(tl.abs(w), 0), dtype)[None, :]
+    high = tl.floor(w / unit + 0.5)
+    low = tl.floor((w / unit - high) * FINE + 0.5)
+    excess = (tl.sum(high, 0) * FINE + tl.sum(low, 0))[None, :]
+    share = tl.minimum(c + 1, C).to(tl.float32)[:, None]
+    low -= tl.floor(excess * share / C) - tl.floor(excess * tl.maximum(share - real_c[:, None], 0.0) / C)
+    return (high * unit * (1.0 - part) + low * (unit / FINE) * part).to(dtype)
+
+
+@triton.jit
+def _unit(most, dtype: tl.constexpr):
+    """The power of two of which ``most`` is at least 128 and less than 256 times: its exponent less 7.
+
+    In fp16 at least so much that a 2048th of it is one of its numbers; NaN where ``most`` is beyond them.
+    """
+    exponent = (most.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 0.0078125
+    if dtype == tl.float16:
+        return tl.where(most < 65280.0, tl.maximum(exponent, 2.0**-13), float("nan"))
+    return tl.maximum(exponent, 2.0**-100) + (most - most)
 
 
 @triton.jit
@@ -117,6 +147,25 @@ def pair_gradient(x, rstd, g, wt, C: tl.constexpr):
 
 
 @triton.jit
+def normal_pair_gradient(x, rstd, ds, wt, C: tl.constexpr):
+    """The same of normalised rows x and of dS."""
+    g = small_dot(repeat(ds, wt.shape[0] // ds.shape[2]), wt)
+    return rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
+
+
+@triton.jit
+def pair_gradients(x, rstd, g, wt, dw, C: tl.constexpr):
+    """``(dp, dw)`` of centred rows x and ``g [parts, rows, heads]`` in p's dtype: rstd dS.
+
+    But dS in fp16, which has no numbers as small as rstd dS is where p is large.
+    """
+    if g.dtype == tl.float16:
+        x = x * rstd[:, :, None]
+        return normal_pair_gradient(x, rstd, g, wt, C), weight_product(x.to(g.dtype), g, dw)
+    return pair_gradient(x, rstd, g, wt, C), weight_product(x.to(g.dtype), g, dw)
+
+
+@triton.jit
 def weight_product(x, ds, dw):
     """``dw [parts, CP, 2 heads] + x^T ds`` for ``x [parts, rows, CP]`` and ``ds [parts, rows, heads]``.
 
@@ -153,14 +202,17 @@ def centre_in_lanes(p, C: tl.constexpr, CP: tl.constexpr):
 
 @triton.jit
 def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):  # pyright: ignore[reportArgumentType]
-    """``(p - mean, rstd [parts, rows])`` of pair rows; one pass would lose digits where the mean is large."""
+    """``(p - mean, rstd [parts, rows])`` of pair rows; one pass would lose digits where the mean is large.
+
+    A row whose squares overflow has rstd = 0 here: for a backward, which has NaN from the forward in such a row.
+    """
     x = centre(p, C, CP, WIDEST)
     return x, tl.rsqrt(tl.sum(x * x, 2) * (1.0 / C) + eps)
 
 
 @triton.jit
 def project(p, x, w2, HP: tl.constexpr):
-    """``<x, Wc>`` ``[parts, rows, HP]`` of pair rows p, or of x, which is p centred: equal, as Wc is centred.
+    """``<x, Wc>`` ``[parts, rows, HP]`` of pair rows p, or of x, which is p centred: equal, as Wc sums to 0.
 
     A product with a 16-bit p is exact, and p is at hand. In fp32 the mean's digits would be those that p's lack.
     """
@@ -170,14 +222,17 @@ def project(p, x, w2, HP: tl.constexpr):
 
 @triton.jit
 def plain_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
-    """``bias [parts, rows, HP]`` of pair rows, its statistics in fp32."""
-    x, rstd = normalise(p, eps, C, CP)  # pyright: ignore[reportGeneralTypeIssues]
-    return project(p, x, w2, HP) * rstd[:, :, None]
+    """``bias [parts, rows, HP]`` of pair rows, its statistics in fp32; NaN where their squares overflow."""
+    x = centre(p, C, CP)
+    variance = tl.sum(x * x, 2) * (1.0 / C) + eps
+    return project(p, x, w2, HP) * tl.rsqrt(variance * 0.0 + variance)[:, :, None]
 
 
 @triton.jit
 def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
     """``bias [parts, rows, HP]`` of pair rows ``p [parts, rows, CP]``; ``w2``: ``split_weight``.
+
+    NaN where their squares overflow, in bf16 as infinity times the zeros in every second column of their sum.
 
     ``LayerNorm(p) @ W = rstd (p - mean) @ (gamma W) + beta W = rstd (p @ Wc) + const``: centring the weight once spares
     centring p for the product, and the constant leaves the softmax as it was.
@@ -188,7 +243,41 @@ def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
     if p.dtype == tl.bfloat16 and CP <= 32:
         y = tl.reshape(small_dot(p, w2), [p.shape[0], p.shape[1], HP, 2])
         x = centre(p, C, CP)
-        ones = tl.full([CP, 2 * HP], 1.0, tl.float32).to(tl.bfloat16)  # the interpreter makes no bf16 constants
-        squares, _ = tl.split(tl.reshape(small_dot((x * x).to(tl.bfloat16), ones), [p.shape[0], p.shape[1], HP, 2]))
-        return tl.sum(y, 3) * tl.rsqrt(squares * (1.0 / C) + eps)
+        INV: tl.constexpr = 1.0 / C if (C & (C - 1)) == 0 else 1.0  # pyright: ignore[reportAssignmentType]
+        first = (1 - tl.arange(0, 2 * HP) % 2).to(tl.float32)
+        ones = tl.broadcast_to((first * INV)[None, :], [CP, 2 * HP]).to(tl.bfloat16)
+        squares = small_dot((x * x + eps * (C / CP)).to(tl.bfloat16), ones)
+        variance = tl.sum(tl.reshape(squares, [p.shape[0], p.shape[1], HP, 2]), 3)
+        return tl.sum(y, 3) * tl.rsqrt(variance * (1.0 / (INV * C)))
     return plain_bias(p, w2, eps, C, CP, HP)
+
+
+@triton.jit
+def put_rounded(O, LOW, at, o, mask, KEEP_LOW: tl.constexpr):
+    """Store o in O's dtype, and with KEEP_LOW what rounding took off, in the same dtype."""
+    rounded = o.to(O.dtype.element_ty)
+    tl.store(O + at, rounded, mask=mask)
+    if KEEP_LOW:
+        tl.store(LOW + at, (o - rounded.to(tl.float32)).to(O.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def get_rounded(O, LOW, at, mask, KEEP_LOW: tl.constexpr):
+    """O in fp32, with KEEP_LOW to twice the bits of its dtype.
+
+    ``delta = <dO, O>`` is taken off ``dP = <dO, V>``: where one slot has nearly all of a row's weight they agree in
+    most of their digits, and O's rounding would be the larger part of the difference.
+    """
+    o = tl.load(O + at, mask=mask, other=0.0).to(tl.float32)
+    if KEEP_LOW:
+        o += tl.load(LOW + at, mask=mask, other=0.0).to(tl.float32)
+    return o
+
+
+@triton.jit
+def row_lse(alive, most, total):
+    """Base-2 log-sum-exp of rows whose scores reach ``most``.
+
+    +inf, and so every weight 0 in the backward, where no slot is live; NaN, and so every gradient, where a score is.
+    """
+    return tl.where(alive | (total != total), most + tl.log2(total), float("inf"))

@@ -131,6 +131,15 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
     return Config(16, 16, 8, 2 if padded["CP"] == 16 else 1)
 
 
+def shared_bytes(direction: str, sizes: Sizes) -> int:
+    """At least so much shared memory a band tile takes, of what a multiprocessor's may be short of: fp32 operands."""
+    padded = sizes.padded()
+    wide = padded["HP"] * padded["DH"]
+    if not sizes.single or wide < 256:
+        return 0
+    return wide * (480 if direction == "backward" else 192)
+
+
 def _one_backward_kernel(sizes: Sizes, arch: int) -> bool:
     """Whether a tile's share of dK, dV and dW, and its p, x and dp in fp32, are within 255 registers of 256 threads."""
     padded = sizes.padded()

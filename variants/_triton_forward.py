@@ -6,22 +6,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_common import FAR, LOG2_E, LOWEST, dot, pair_bias, split_weight, within
+from ._triton_common import FAR, LOG2_E, LOWEST, dot, pair_bias, put_rounded, row_lse, split_weight, within
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])
 def forward_band(
-    Q, K, V, P, W, GAMMA, BASE, START, STOP, MASK, O, LSE, N, SLOTS, mask_per_item, scale, eps,
+    Q, K, V, P, W, GAMMA, BASE, START, STOP, MASK, O, LOW, LSE, N, SLOTS, mask_per_item, scale, eps,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, HAS_MASK: tl.constexpr, PARTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, HAS_MASK: tl.constexpr, KEEP_LOW: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """BM queries x all their keys: ``O [B, N, H, D]`` and the base-2 log-sum-exp ``LSE [B, N, H]`` (+inf: dead row).
+
+    KEEP_LOW: also ``LOW``, what rounding took off O, for the backward's ``<dO, O>``.
 
     The products with K and V have the heads as their batch axis, so that each warp owns a head, while in the products
     with p each warp owns a part of the pairs: p is read once for all heads, and only the bias changes hands.
     """
-    b = tl.program_id(1).to(tl.int64)
-    l0 = tl.program_id(0) * BM
+    blocks = tl.cdiv(N, BM)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    l0 = tl.program_id(0) % blocks * BM
     row = tl.arange(0, BM)
     l = l0 + row
     h = tl.arange(0, HP)
@@ -93,7 +96,7 @@ def forward_band(
 
     alive = m_i > LOWEST / 2
     inv = tl.where(alive, 1.0 / l_i, 0.0)
-    tl.store(O + atoms + q_off, (acc * inv[:, :, None]).to(O.dtype.element_ty), mask=q_mask)
-    lse = tl.where(alive, m_i * scale2 + tl.log2(l_i), float("inf"))  # +inf: every weight is 0 in the backward
+    put_rounded(O, LOW, atoms + q_off, acc * inv[:, :, None], q_mask, KEEP_LOW)
+    lse = row_lse(alive, m_i * scale2, l_i)
     lse_off = (b * N + l)[None, :] * H + h[:, None]
     tl.store(LSE + lse_off, lse, mask=present[None, :] & (h < H)[:, None])

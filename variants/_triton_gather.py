@@ -2,15 +2,15 @@
 
 K and V rows come from the second-level cache, ``4 H D`` bytes per pair in 16 bits (16 times p's own in the usual
 shape), so this mode is bound by the cache where the band mode is bound by p. The scores are plain sums: a row of keys
-that no other query shares leaves nothing for the tensor cores. p is still read once and dp written once.
+that no other query shares leaves nothing for the tensor cores. p is read once by each group
+of heads (as a rule there is one, see below), which next to what is gathered is little; dp is written once.
 
 dK and dV belong to keys, and a query's program meets its keys in any order: they are added up by fp32 atomics, whose
 order and so whose last bits change from run to run; or, deterministically, by a second kernel with one key a program,
 which walks over the slots that hold its key (``backward_gather_keys``). That reads p again, 32 bytes at a time.
 
 Every gathered row of K and V, and in the backward its share of dK and dV, is in registers in fp32. Where H D is more
-than they hold, HP of the H heads are a program's, and the groups of heads are the grid's third axis: each reads p
-again, which next to what it gathers is little.
+than they hold, HP of the H heads are a program's, and the groups of heads are the grid's second axis.
 """
 
 # ruff: noqa: E741 — atoms are l and outputs O here; a branch at compile time is no expression
@@ -22,11 +22,13 @@ import triton.language as tl
 from ._triton_common import (
     LOG2_E,
     LOWEST,
+    get_rounded,
+    normal_pair_gradient,
     normalise,
     plain_bias,
     project,
-    repeat,
-    small_dot,
+    put_rounded,
+    row_lse,
     split_weight,
     spread_weight,
     total_weight,
@@ -38,7 +40,7 @@ from ._triton_common import (
 def _first_head(H: tl.constexpr, HP: tl.constexpr):
     """Of the program's HP heads."""
     if H > HP:
-        return tl.program_id(2) * HP
+        return tl.program_id(1) * HP
     return 0
 
 
@@ -71,13 +73,16 @@ def _slots(
 
 @triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])
 def forward_gather(
-    Q, K, V, P, W, GAMMA, IDX, MASK, O, LSE, N, SLOTS, mask_per_item, scale, eps,
+    Q, K, V, P, W, GAMMA, IDX, MASK, O, LOW, LSE, N, SLOTS, mask_per_item, scale, eps,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
-    BN: tl.constexpr, PARTS: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr, KEEP_LOW: tl.constexpr,
 ):  # fmt: skip
-    """One query x its slots: ``O [B, N, H, D]`` and the base-2 log-sum-exp ``LSE [B, N, H]`` (+inf: dead row)."""
-    l = tl.program_id(0).to(tl.int64)
-    b = tl.program_id(1).to(tl.int64)
+    """One query x its slots: ``O [B, N, H, D]`` and the base-2 log-sum-exp ``LSE [B, N, H]`` (+inf: dead row).
+
+    KEEP_LOW: also ``LOW``, what rounding took off O.
+    """
+    b = (tl.program_id(0) // N).to(tl.int64)
+    l = (tl.program_id(0) % N).to(tl.int64)
     h0 = _first_head(H, HP)
     h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
@@ -104,25 +109,27 @@ def forward_gather(
         m_i = m_new
     alive = m_i > LOWEST / 2
     inv = tl.where(alive, 1.0 / l_i, 0.0)
-    tl.store(O + off, (acc * inv[:, None]).to(O.dtype.element_ty), mask=hd)
-    tl.store(LSE + (b * N + l) * H + h, tl.where(alive, m_i + tl.log2(l_i), float("inf")), mask=h < H)
+    put_rounded(O, LOW, off, acc * inv[:, None], hd, KEEP_LOW)
+    tl.store(LSE + (b * N + l) * H + h, row_lse(alive, m_i, l_i), mask=h < H)
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])
 def backward_gather(
-    Q, K, V, P, W, GAMMA, IDX, MASK, O, DO, LSE, DELTA, DQ, DK, DV, DP, DW, N, SLOTS, mask_per_item, scale, eps,
+    Q, K, V, P, W, GAMMA, IDX, MASK, O, LOW, DO, LSE, DELTA, DQ, DK, DV, DP, DW,
+    N, SLOTS, mask_per_item, scale, eps,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
     BN: tl.constexpr, PARTS: tl.constexpr, ATOMIC: tl.constexpr, SPLIT: tl.constexpr,
+    KEEP_LOW: tl.constexpr,
 ):  # fmt: skip
     """One query x its slots: writes dQ, dp and its share of dWc, ``DW [B N, CP, HP]``.
 
     Adds to dK and dV (fp32), or, not ATOMIC, leaves them and writes ``DELTA [B, N, H]`` for the kernel that makes them.
 
-    SPLIT, as it must be where HP heads are not all: ``DP`` takes ``g = rstd dS [B, N, SLOTS, H]``, of which
+    SPLIT, as it must be where HP heads are not all: ``DP`` takes ``g [B, N, SLOTS, H]``, of which
     ``backward_pairs`` makes dp and dWc.
     """
-    l = tl.program_id(0).to(tl.int64)
-    b = tl.program_id(1).to(tl.int64)
+    b = (tl.program_id(0) // N).to(tl.int64)
+    l = (tl.program_id(0) % N).to(tl.int64)
     h0 = _first_head(H, HP)
     h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)
@@ -135,7 +142,7 @@ def backward_gather(
     hd = (h < H)[:, None] & (d < D)[None, :]
     q = tl.load(Q + off, mask=hd, other=0.0).to(tl.float32)
     do = tl.load(DO + off, mask=hd, other=0.0).to(tl.float32)
-    delta = tl.sum(tl.load(O + off, mask=hd, other=0.0).to(tl.float32) * do, 1)
+    delta = tl.sum(get_rounded(O, LOW, off, hd, KEEP_LOW) * do, 1)
     lse = tl.load(LSE + (b * N + l) * H + h, mask=h < H, other=float("inf"))
     if not ATOMIC:
         tl.store(DELTA + (b * N + l) * H + h, delta, mask=h < H)
@@ -164,13 +171,12 @@ def backward_gather(
         ds_p = tl.reshape(ds, [PARTS, BN // PARTS, HP])
         # a dead slot has ds = 0 and so dp = 0
         if SPLIT:
-            g = ds_p * rstd[:, :, None]
+            g = ds_p if ptype == tl.float16 else ds_p * rstd[:, :, None]
             tl.store(DP + slot * H + h[None, None, :], g.to(ptype), mask=there & (h < H)[None, None, :])
         else:
-            ds_p = ds_p.to(ptype)
             x = x * rstd[:, :, None]
-            g = small_dot(repeat(ds_p, wt.shape[0] // HP), wt)
-            dp = rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
+            ds_p = ds_p.to(ptype)
+            dp = normal_pair_gradient(x, rstd, ds_p, wt, C)
             tl.store(DP + slot * C + c[None, None, :], dp.to(ptype), mask=there & (c < C)[None, None, :])
             dw = weight_product(x.to(ptype), ds_p, dw)
     tl.store(DQ + off, (dq * scale).to(DQ.dtype.element_ty), mask=hd)
@@ -188,8 +194,8 @@ def backward_gather_keys(
 
     ``HOLDERS``: slots, as ``l SLOTS + k``, sorted by the atom they hold; ``FIRST [N + 1]``: where each atom's begin.
     """
-    m = tl.program_id(0).to(tl.int64)
-    b = tl.program_id(1).to(tl.int64)
+    b = (tl.program_id(0) // N).to(tl.int64)
+    m = (tl.program_id(0) % N).to(tl.int64)
     h0 = _first_head(H, HP)
     h = h0 + tl.arange(0, HP)
     d = tl.arange(0, DH)

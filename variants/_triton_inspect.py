@@ -98,7 +98,7 @@ class Inspection:
 
 
 _TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
-_BY_DTYPE = ("Q", "K", "V", "O", "DO", "DK", "DV")
+_BY_DTYPE = ("Q", "K", "V", "O", "LOW", "DO", "DK", "DV")
 _OTHER = {"BASE": "*i32", "START": "*i32", "STOP": "*i32", "QUERIES": "*i32", "HOLDERS": "*i32", "IDX": "*i64",
           "FIRST": "*i64", "MASK": "*u8", "N": "i32", "SLOTS": "i32", "pairs": "i32"}  # fmt: skip
 
@@ -151,6 +151,8 @@ def inspect_shipped(
     kernel, constants = (_gather if gather else _band)(direction, sizes, config, deterministic)
     if "HAS_MASK" in kernel.arg_names:
         constants["HAS_MASK"] = holes
+    if "KEEP_LOW" in kernel.arg_names:
+        constants["KEEP_LOW"] = "float32" not in dtype
     types = {
         name: _argument_type(name, dtype, pair_dtype or dtype) for name in kernel.arg_names if name not in constants
     }

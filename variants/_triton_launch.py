@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,8 +15,9 @@ from torch import Tensor
 
 from pallatom.architecture._remember import remembered
 
+from ._backend import UnsupportedError
 from ._band import BandPlan
-from ._triton_config import PAIRS_A_PROGRAM, Config, Sizes, gather_config, pairs_config, pow2
+from ._triton_config import PAIRS_A_PROGRAM, Config, Sizes, gather_config, pairs_config, pow2, shared_bytes
 from ._triton_tune import choose
 from ._triton_tuned import Direction
 
@@ -59,19 +63,69 @@ class Problem:
         return 10 * major + minor
 
 
+def refuse_in_capture(device: torch.device, what: str) -> None:
+    """Raise :class:`UnsupportedError` while a CUDA graph is captured: ``what`` takes a look at values, or would belong
+    to the graph and hold nothing before its first replay."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        need = "one call with the same index, mask and sizes (and its backward) is required before a graph is captured"
+        raise UnsupportedError([f"graph capture: {need}, {what} was not there yet"], who="TritonFusedBlock")
+
+
+@contextmanager
+def on(device: torch.device) -> Iterator[None]:
+    """Kernels are launched on the current device: make it the tensors'. What CUDA itself refuses while a graph is
+    captured, such as to load a kernel that was never used, and a plan that was never made, are refused by name."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        try:
+            yield
+        except RuntimeError as e:
+            if not isinstance(e, UnsupportedError) and "captur" in str(e):
+                refuse_in_capture(device, f"what it needs ({e})")
+            raise
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Tensors that are made once and read on any stream: complete before they are handed out, and their memory is not
+    used again before every stream that read them is past it."""
+
+    tensors: tuple[Tensor, ...]
+    streams: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, *tensors: Tensor) -> Shared:
+        if not tensors[0].is_cuda:
+            return cls(tensors)
+        stream = torch.cuda.current_stream(tensors[0].device)
+        stream.synchronize()
+        return cls(tensors, {stream.cuda_stream})
+
+    def here(self) -> tuple[Tensor, ...]:
+        """The tensors, for the current stream."""
+        if self.tensors[0].is_cuda:
+            stream = torch.cuda.current_stream(self.tensors[0].device)
+            if stream.cuda_stream not in self.streams:
+                for tensor in self.tensors:
+                    tensor.record_stream(stream)
+                self.streams.add(stream.cuda_stream)
+        return self.tensors
+
+
 @dataclass(frozen=True)
 class Rows:
-    """A band plan's rows as int32, and per key-block size the query ranges that were asked for so far."""
+    """A band plan's base, start and stop as int32, and per key-block size the query ranges asked for so far."""
 
-    base: Tensor
-    start: Tensor
-    stop: Tensor
-    queries: dict[int, Tensor] = field(default_factory=dict)
+    bounds: Shared
+    queries: dict[int, Shared] = field(default_factory=dict)
 
 
 @remembered
 def rows_of(plan: BandPlan) -> Rows:
-    return Rows(plan.base.int(), plan.start.int(), plan.stop.int())
+    refuse_in_capture(plan.base.device, "the plan of its rows")
+    return Rows(Shared.of(plan.base.int(), plan.start.int(), plan.stop.int()))
 
 
 def queries_of(plan: BandPlan, cols: int) -> Tensor:
@@ -80,8 +134,9 @@ def queries_of(plan: BandPlan, cols: int) -> Tensor:
     """
     made = rows_of(plan).queries
     if cols not in made:
-        made[cols] = _queries(plan, cols)
-    return made[cols]
+        refuse_in_capture(plan.base.device, "the plan of its keys")
+        made[cols] = Shared.of(_queries(plan, cols))
+    return made[cols].here()[0]
 
 
 def _queries(plan: BandPlan, cols: int) -> Tensor:
@@ -120,14 +175,44 @@ def _kernels(part: str) -> Any:
     return importlib.import_module(f"._triton_{part}", __package__)
 
 
-def if_it_fits(run: Callable[[], Made]) -> Made | None:
-    """What ``run`` gives; None where one of its kernels wants more shared memory than a multiprocessor has."""
+_too_large: set[tuple[Direction, bool, Sizes, int]] = set()
+"""What a launch found too large for this process's GPUs beyond what ``shared_bytes`` says."""
+
+
+def _tile(direction: Direction, problem: Problem, plan: BandPlan) -> tuple[Direction, bool, Sizes, int]:
+    return direction, plan.has_holes, problem.compiled_for, problem.arch
+
+
+def if_a_tile_fits(direction: Direction, problem: Problem, plan: BandPlan | None) -> BandPlan | None:
+    """The plan, where the band kernel of ``direction`` is to run: a multiprocessor has room for its tile."""
+    if plan is None or _tile(direction, problem, plan) in _too_large:
+        return None
+    need = shared_bytes(direction, problem.compiled_for)
+    fits = need == 0 or problem.arch == 0 or need <= _shared_limit(problem.q.device)
+    return plan if fits else None
+
+
+@functools.cache
+def _shared_limit(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def if_it_fits(direction: Direction, problem: Problem, plan: BandPlan, run: Callable[[], Made]) -> Made | None:
+    """What ``run`` gives; None, with a warning and from then on known, where its kernel wants more shared memory than a
+    multiprocessor has."""
     from triton.runtime.errors import OutOfResources
 
     try:
         return run()
-    except OutOfResources:
+    except OutOfResources as e:
+        _too_large.add(_tile(direction, problem, plan))
+        warnings.warn(f"triton_fused: the {direction}'s tile does not fit this GPU ({e}): gathered", stacklevel=2)
         return None
+
+
+def splits(direction: Direction, problem: Problem, plan: BandPlan | None) -> bool:
+    """Whether the kernel of ``direction``, over a band or without a plan over any table, takes its heads in groups."""
+    return _choose(direction, problem, plan).split_heads is not None
 
 
 def _choose(direction: Direction, problem: Problem, plan: BandPlan | None = None) -> Config:
@@ -143,27 +228,30 @@ def _groups(heads: int, config: Config) -> int:
     return 1 if config.split_heads is None else _blocks(heads, config.split_heads)
 
 
-def forward(problem: Problem, plan: BandPlan, config: Config | None = None) -> tuple[Tensor, Tensor]:
-    """``(O [B, N, H, D], lse [B, N, H])`` over a band."""
+def forward(
+    problem: Problem, plan: BandPlan, config: Config | None = None, *, keep_low: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(O [B, N, H, D], low, lse [B, N, H])`` over a band; ``low``: of O's shape with ``keep_low``, else empty."""
     kernels = _kernels("forward")
     q, p = problem.q, problem.p
     b, n, h, _, slots, _ = problem.sizes
     config = config or _choose("forward", problem, plan)
-    o = torch.empty_like(q)
+    o, low = torch.empty_like(q), torch.empty_like(q) if keep_low else q.new_empty(0)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
-    rows = rows_of(plan)
-    kernels.forward_band[(_blocks(n, config.rows), b)](
-        q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop,
-        problem.mask, o, lse, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **problem.dims(), **config.forward_constants(), HAS_MASK=plan.has_holes, **config.options(),
+    rows = rows_of(plan).bounds.here()
+    kernels.forward_band[(_blocks(n, config.rows) * b,)](
+        q, problem.k, problem.v, p, problem.weight, problem.gamma, *rows,
+        problem.mask, o, low, lse, n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
+        **problem.dims(), **config.forward_constants(), HAS_MASK=plan.has_holes, KEEP_LOW=keep_low, **config.options(),
     )  # fmt: skip
-    return o, lse
+    return o, low, lse
 
 
 def backward(
     problem: Problem,
     plan: BandPlan,
     o: Tensor,
+    low: Tensor,
     lse: Tensor,
     grad_o: Tensor,
     *,
@@ -179,7 +267,7 @@ def backward(
     q, p = problem.q, problem.p
     b, n, h, d, slots, _ = problem.sizes
     config = config or _choose("backward", problem, plan)
-    dims, rows, device = problem.dims(), rows_of(plan), q.device
+    dims, rows, device = problem.dims(), rows_of(plan).bounds.here(), q.device
     heads = {name: dims[name] for name in ("H", "D", "C", "HP", "DH")}
     parts = (slots + config.cols - 2) // config.cols + 1 if deterministic else 1
     blocks = _blocks(n, config.cols)
@@ -191,20 +279,20 @@ def backward(
         (b * blocks if split is None else 0, dims["CP"], dims["HP"]), dtype=torch.float32, device=device
     )
     by_pair = dp if split is None else p.new_empty((b, n, slots, h))
-    row_grid = (_blocks(n, _ROWS), b)
+    row_grid = (_blocks(n, _ROWS) * b,)
     kernels.backward_prepare[row_grid](
-        o, grad_o, delta, dq_parts, by_pair, rows.base, rows.start, rows.stop, n, slots,
-        **heads | {"C": by_pair.shape[3]}, ZERO_DQ=not deterministic, BM=_ROWS, BT=64,
+        o, low, grad_o, delta, dq_parts, by_pair, *rows, n, slots,
+        **heads | {"C": by_pair.shape[3]}, ZERO_DQ=not deterministic, KEEP_LOW=low.numel() > 0, BM=_ROWS, BT=64,
     )  # fmt: skip
-    kernels.backward_band[(blocks, b, _groups(h, config))](
-        q, problem.k, problem.v, p, problem.weight, problem.gamma, rows.base, rows.start, rows.stop, problem.mask,
+    kernels.backward_band[(blocks * b, _groups(h, config))](
+        q, problem.k, problem.v, p, problem.weight, problem.gamma, *rows, problem.mask,
         grad_o, lse, delta, queries_of(plan, config.cols), dq_parts, dk, dv, by_pair, dw_parts,
         n, slots, int(problem.mask.dim() == 3), parts, problem.scale, problem.eps,
         **dims | config.backward_constants(), HAS_MASK=plan.has_holes, ATOMIC=not deterministic, **config.options(),
     )  # fmt: skip
     dq = torch.empty_like(q)
     kernels.backward_finish[row_grid](
-        dq_parts, dq, rows.start, rows.stop, n, parts, problem.scale,
+        dq_parts, dq, *rows[1:], n, parts, problem.scale,
         H=h, D=d, ROW=pow2(h * d), BM=_ROWS, BN=config.cols, ATOMIC=not deterministic,
     )  # fmt: skip
     if split is not None:
@@ -213,7 +301,7 @@ def backward(
 
 
 def _pair_gradients(problem: Problem, g: Tensor, dp: Tensor) -> Tensor:
-    """Writes dp, all of it, of ``g = rstd dS [B, N, K, H]``; gives dW's parts."""
+    """Writes dp, all of it, of ``g [B, N, K, H]``, as the kernel before it left it; gives dW's parts."""
     config, dims = pairs_config(problem.compiled_for), problem.dims()
     constants, pairs = config.pairs_constants(), g.numel() // g.shape[3]
     programs = _blocks(pairs, PAIRS_A_PROGRAM)
@@ -225,19 +313,21 @@ def _pair_gradients(problem: Problem, g: Tensor, dp: Tensor) -> Tensor:
     return dw_parts
 
 
-def forward_gather(problem: Problem, idx: Tensor, config: Config | None = None) -> tuple[Tensor, Tensor]:
-    """``(O [B, N, H, D], lse [B, N, H])`` over any neighbour table ``idx [N, K]``."""
+def forward_gather(
+    problem: Problem, idx: Tensor, config: Config | None = None, *, keep_low: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(O [B, N, H, D], low, lse [B, N, H])`` over any neighbour table ``idx [N, K]``; ``low`` as of ``forward``."""
     q = problem.q
     b, n, h, _, slots, _ = problem.sizes
     config = config or _choose("forward", problem)
-    o = torch.empty_like(q)
+    o, low = torch.empty_like(q), torch.empty_like(q) if keep_low else q.new_empty(0)
     lse = torch.empty((b, n, h), dtype=torch.float32, device=q.device)
-    _kernels("gather").forward_gather[(n, b, _groups(h, config))](
-        q, problem.k, problem.v, problem.p, problem.weight, problem.gamma, idx, problem.mask, o, lse,
+    _kernels("gather").forward_gather[(n * b, _groups(h, config))](
+        q, problem.k, problem.v, problem.p, problem.weight, problem.gamma, idx, problem.mask, o, low, lse,
         n, slots, int(problem.mask.dim() == 3), problem.scale, problem.eps,
-        **problem.dims() | config.gather_constants(), **config.options(),
+        **problem.dims() | config.gather_constants(), KEEP_LOW=keep_low, **config.options(),
     )  # fmt: skip
-    return o, lse
+    return o, low, lse
 
 
 @dataclass(frozen=True)
@@ -245,8 +335,15 @@ class Holders:
     """A neighbour table inverted: ``slots`` as ``l K + k``, sorted by the atom that they hold; atom m's are those from
     ``first[m]`` to ``first[m + 1]``. Slots that are dead in every batch item are left out."""
 
-    slots: Tensor
-    first: Tensor
+    shared: Shared
+
+    @property
+    def slots(self) -> Tensor:
+        return self.shared.here()[0]
+
+    @property
+    def first(self) -> Tensor:
+        return self.shared.here()[1]
 
 
 @remembered
@@ -258,13 +355,14 @@ def holders_of(neighbor_idx: Tensor, valid_mask: Tensor) -> Holders:
     atoms, order = neighbor_idx.flatten()[slots].sort(stable=True)
     first = torch.searchsorted(atoms, torch.arange(n + 1, device=atoms.device))
     narrow = torch.int32 if live.numel() < 2**31 else torch.int64
-    return Holders(slots[order].to(narrow), first)
+    return Holders(Shared.of(slots[order].to(narrow), first))
 
 
 def backward_gather(
     problem: Problem,
     idx: Tensor,
     o: Tensor,
+    low: Tensor,
     lse: Tensor,
     grad_o: Tensor,
     *,
@@ -293,13 +391,14 @@ def backward_gather(
         (b * n if split is None else 0, dims["CP"], dims["HP"]), dtype=torch.float32, device=q.device
     )
     weights = (problem.weight, problem.gamma)
-    kernels.backward_gather[(n, b, _groups(h, config))](
-        q, problem.k, problem.v, p, *weights, idx, problem.mask, o, grad_o, lse, delta, dq, dk, dv, by_pair, dw_parts,
-        *shapes, **dims | config.gather_backward_constants(), ATOMIC=atomic, **config.options(),
+    kernels.backward_gather[(n * b, _groups(h, config))](
+        q, problem.k, problem.v, p, *weights, idx, problem.mask, o, low, grad_o, lse, delta, dq, dk, dv,
+        by_pair, dw_parts, *shapes, **dims | config.gather_backward_constants(), ATOMIC=atomic,
+        KEEP_LOW=low.numel() > 0, **config.options(),
     )  # fmt: skip
     if holders is not None:
         keys = gather_config("keys", problem.compiled_for, problem.arch)
-        kernels.backward_gather_keys[(n, b, _groups(h, keys))](
+        kernels.backward_gather_keys[(n * b, _groups(h, keys))](
             q, problem.k, problem.v, p, *weights, holders.slots, holders.first, problem.mask, grad_o, lse, delta,
             dk, dv, *shapes, **dims | keys.gather_constants(), **keys.options(),
         )  # fmt: skip

@@ -18,8 +18,12 @@ is written as it is made; only dQ is shared, by fp32 atomics, or under ``torch.u
 slot per (query, key block) summed in order. Saved for it: O, and the log-sum-exp of each row and head. Nothing of size
 N·K exists beside p and dp. With x̂ the normalised row and G = dS·Wcᵀ: dp = rstd·(G − x̂·<x̂, G>/C), dWc = Σ x̂ᵀ dS.
 Where that needs more than 255 registers a thread (H D C beyond 4,096, or C beyond 32; sooner where they fill no powers
-of two, as masks take registers too) it is *split*: groups of heads each walk the band and write g = rstd·dS (H/C of p,
-while the backward runs), and a pass over p and g makes dp and dW.
+of two, as masks take registers too) it is *split*: groups of heads each walk the band and write g = rstd·dS (fp16:
+dS; H/C of p, while the backward runs), and a pass over p and g makes dp and dW.
+
+*Digits*: a row that is constant but for rounding has nothing but its mean, so Wc sums to 0 exactly (``split_weight``).
+A pair row whose squares overflow gives NaN, forward and backward. δ = <dO, O> cancels where a softmax is saturated:
+where a gradient is wanted in 16 bits, O is kept to twice its bits (``low``, as much again as O).
 
 *Budget* (bf16, H 4, D 32, C 16), a pair: 32 bytes of p a pass, and 4.3 warp instructions forward, 10 backward. An H200
 (4.27 TB/s, 528 schedulers at 1.75 GHz) could issue 7 while those bytes move. Measured there at 65k atoms: the forward
@@ -54,6 +58,7 @@ from ._band import BandPlan, NotABand, band_plan
 from ._require import pair_weights, require
 from ._triton_config import PAIRS_A_PROGRAM, Sizes, backward_config
 from ._triton_tune import tuning_ms
+from ._triton_tuned import Direction
 
 MAX_HEADS, MAX_HEAD_DIM, MAX_CHANNELS = 16, 64, 64
 _WHO = "TritonFusedBlock"
@@ -65,15 +70,19 @@ class TritonFusedBlock(AtomTransformerBlock):
 
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
-        reasons = _shape_reasons(Q, K, V, p)
-        if reasons:
-            raise UnsupportedError(reasons, who=_WHO)
+        _require_sizes(Q, K, V, p)
         gamma, beta, weight, eps = pair_weights(self)
-        return atom_attention(Q, K, V, p, gamma, beta, weight, neighbor_idx, valid_mask, eps)[0]
+        keep_low = Q.dtype != torch.float32 and wants_gradient(Q, K, V, p, gamma, weight)
+        given = (Q, K, V, p, gamma, beta, weight, neighbor_idx, valid_mask, eps, keep_low)
+        return atom_attention(*given)[0]
 
 
-def _shape_reasons(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> list[str]:
-    """What of these sizes the kernels do not take: each limit, and what was found."""
+def wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _require_sizes(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> None:
+    """Refuse what of these sizes the kernels do not take: each limit, and what was found."""
     found = {
         "heads": (q.shape[2], MAX_HEADS),
         "head_dim": (q.shape[3], MAX_HEAD_DIM),
@@ -82,11 +91,36 @@ def _shape_reasons(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> list[str]:
     reasons = [
         f"{name}: at most {most} is required, {size} was found" for name, (size, most) in found.items() if size > most
     ]
-    if q.shape[1] * q.shape[2] * q.shape[3] >= 2**31:
-        reasons.append(f"atoms: N H D < 2**31 is required, {q.shape[1] * q.shape[2] * q.shape[3]} was found")
+    for what, count in (("N H D", q[0].numel() if len(q) else 0), ("B N", q.shape[0] * q.shape[1])):
+        if count >= 2**31:
+            reasons.append(f"atoms: {what} < 2**31 is required, {count} was found")
     if not q.dtype == k.dtype == v.dtype:
         reasons.append(f"dtype: one dtype for Q, K and V is required, {q.dtype}, {k.dtype} and {v.dtype} were found")
-    return reasons
+    if reasons:
+        raise UnsupportedError(reasons, who=_WHO)
+
+
+def path(
+    block: AtomTransformerBlock, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor
+) -> str:
+    """ "band", "band with holes" or "gather"; ", split" where a kernel takes the heads in groups (a forward that no
+    gradient is wanted of has no other kernels than its own); ", backward gather" where the backward's tile alone does
+    not fit a multiprocessor; "layer" where there are no pairs.
+    """
+    _require_sizes(Q, K, V, p)
+    if p.numel() == 0:
+        return "layer"
+    gamma, _, weight, eps = pair_weights(block)
+    problem = _problem(Q, K, V, p[:0], gamma, weight, valid_mask, eps)
+    with launch.on(Q.device):
+        plan = _band_or_none(neighbor_idx, valid_mask)
+        trained = wants_gradient(Q, K, V, p, gamma, weight)
+        directions: tuple[Direction, ...] = ("forward", "backward") if trained else ("forward",)
+        plans = {d: launch.if_a_tile_fits(d, problem, plan) for d in directions}
+        split = any(launch.splits(d, problem, plans[d]) for d in directions)
+    taken = "gather" if plans["forward"] is None else plans["forward"].path
+    behind = plans["forward"] is not None and plans.get("backward", plan) is None
+    return taken + ", split" * split + ", backward gather" * behind
 
 
 @remembered
@@ -110,29 +144,36 @@ def _problem(
 @torch.library.custom_op("pallatom_bench::atom_attention", mutates_args=())
 def atom_attention(
     q: Tensor, k: Tensor, v: Tensor, p: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor,
-    neighbor_idx: Tensor, valid_mask: Tensor, eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``(O [B, N, H, D], base-2 log-sum-exp [B, N, H])``. beta is here for its gradient only, which is exactly 0.
+    neighbor_idx: Tensor, valid_mask: Tensor, eps: float, keep_low: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``(O [B, N, H, D], low, base-2 log-sum-exp [B, N, H])``. beta is here for its gradient only, which is exactly 0.
 
+    ``low``: with ``keep_low``, as is right where a gradient is wanted in 16 bits, what rounding took off O; else empty.
     The plan is made inside, from the index and its mask, so that a traced graph holds this one node.
     """
     problem = _problem(q, k, v, p, gamma, weight, valid_mask, eps)
     if p.numel() == 0:
-        return torch.zeros_like(problem.q), q.new_full(q.shape[:3], float("inf"), dtype=torch.float32)
-    plan = _band_or_none(neighbor_idx, valid_mask)
-    found = None if plan is None else launch.if_it_fits(lambda: launch.forward(problem, plan))
-    return found or launch.forward_gather(problem, neighbor_idx.contiguous())
+        o = torch.zeros_like(problem.q)
+        low = torch.zeros_like(o) if keep_low else o.new_empty(0)
+        return o, low, q.new_full(q.shape[:3], float("inf"), dtype=torch.float32)
+    with launch.on(q.device):
+        found, plan = None, launch.if_a_tile_fits("forward", problem, _band_or_none(neighbor_idx, valid_mask))
+        if plan is not None:
+            band = lambda: launch.forward(problem, plan, keep_low=keep_low)  # noqa: E731
+            found = launch.if_it_fits("forward", problem, plan, band)
+        return found or launch.forward_gather(problem, neighbor_idx.contiguous(), keep_low=keep_low)
 
 
 @atom_attention.register_fake
-def _(q, k, v, p, gamma, beta, weight, neighbor_idx, valid_mask, eps):
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
+def _(q, k, v, p, gamma, beta, weight, neighbor_idx, valid_mask, eps, keep_low):
+    o = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return o, torch.empty_like(o) if keep_low else o.new_empty(0), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("pallatom_bench::atom_attention_backward", mutates_args=())
 def atom_attention_backward(
-    grad_o: Tensor, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, gamma: Tensor, weight: Tensor,
-    neighbor_idx: Tensor, valid_mask: Tensor, eps: float,
+    grad_o: Tensor, o: Tensor, low: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor,
+    gamma: Tensor, weight: Tensor, neighbor_idx: Tensor, valid_mask: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, p, gamma and weight."""
     problem = _problem(q, k, v, p, gamma, weight, valid_mask, eps)
@@ -142,35 +183,36 @@ def atom_attention_backward(
         )
         return tuple(zeros)  # type: ignore[return-value]
     grad_o, deterministic = grad_o.contiguous(), torch.are_deterministic_algorithms_enabled()
-    plan = _band_or_none(neighbor_idx, valid_mask)
-    if plan is not None:
-        band = lambda: launch.backward(problem, plan, o, lse, grad_o, deterministic=deterministic)  # noqa: E731
-        if (found := launch.if_it_fits(band)) is not None:
-            return found
-    holders = launch.holders_of(neighbor_idx, valid_mask) if deterministic else None
-    return launch.backward_gather(problem, neighbor_idx.contiguous(), o, lse, grad_o, holders=holders)
+    with launch.on(q.device):
+        plan = launch.if_a_tile_fits("backward", problem, _band_or_none(neighbor_idx, valid_mask))
+        if plan is not None:
+            band = lambda: launch.backward(problem, plan, o, low, lse, grad_o, deterministic=deterministic)  # noqa: E731
+            if (found := launch.if_it_fits("backward", problem, plan, band)) is not None:
+                return found
+        holders = launch.holders_of(neighbor_idx, valid_mask) if deterministic else None
+        return launch.backward_gather(problem, neighbor_idx.contiguous(), o, low, lse, grad_o, holders=holders)
 
 
 @atom_attention_backward.register_fake
-def _(grad_o, o, lse, q, k, v, p, gamma, weight, neighbor_idx, valid_mask, eps):
+def _(grad_o, o, low, lse, q, k, v, p, gamma, weight, neighbor_idx, valid_mask, eps):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, p, gamma, weight))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.eps = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.eps, _ = inputs
     ctx.save_for_backward(*output, *tensors)
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_o: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_o: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_o is None:
-        return (None,) * 10
-    o, lse, q, k, v, p, gamma, beta, weight, neighbor_idx, valid_mask = ctx.saved_tensors
+        return (None,) * 11
+    o, low, lse, q, k, v, p, gamma, beta, weight, neighbor_idx, valid_mask = ctx.saved_tensors
     dq, dk, dv, dp, dgamma, dweight = atom_attention_backward(
-        grad_o, o, lse, q, k, v, p, gamma, weight, neighbor_idx, valid_mask, ctx.eps
+        grad_o, o, low, lse, q, k, v, p, gamma, weight, neighbor_idx, valid_mask, ctx.eps
     )
-    return dq, dk, dv, dp, dgamma, torch.zeros_like(beta), dweight, None, None, None
+    return dq, dk, dv, dp, dgamma, torch.zeros_like(beta), dweight, None, None, None, None
 
 
 def _refuse_second(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -245,4 +287,5 @@ BACKEND = Backend(
     min_capability=(8, 0),
     probe=_probe,
     tuning_ms=tuning_ms,
+    path=path,
 )
