@@ -27,6 +27,8 @@ _FIRST_DAY = 1_760_000_000  # commits a day apart: tools that order by date see 
 # there are nearly twice as many for the backward pass that they leave out.
 _SLOW = """
 
+from pallatom.architecture._remember import remembered as _remembered
+
 _attend_once = BandedBlock._attend
 
 
@@ -39,20 +41,16 @@ def _attend_more(self, Q, K, V, p, neighbor_idx, valid_mask):
             _attend_once(self, Q, K, V, p, neighbor_idx, valid_mask)
         n = int(Q.shape[1] * (more % 1))
         if n:
-            idx, mask = _first_atoms(n, neighbor_idx, valid_mask)
+            idx, mask = _first_atoms(neighbor_idx, valid_mask, n)
             _attend_once(self, Q[:, :n], K[:, :n], V[:, :n], p[:, :n], idx, mask)
     return out
 
 
-_first = []
-
-
-def _first_atoms(n, neighbor_idx, valid_mask):
-    if not (_first and _first[0] is neighbor_idx and _first[1] is valid_mask and len(_first[2]) == n):
-        idx = neighbor_idx[:n]
-        mask = valid_mask[..., :n, :] & (idx < n)
-        _first[:] = neighbor_idx, valid_mask, idx.masked_fill(~mask.reshape(-1, *idx.shape)[0], 0), mask
-    return _first[2], _first[3]
+@_remembered
+def _first_atoms(neighbor_idx, valid_mask, n):
+    idx = neighbor_idx[:n]
+    mask = valid_mask[..., :n, :] & (idx < n)
+    return idx.masked_fill(~mask.reshape(-1, *idx.shape)[0], 0), mask
 
 
 BandedBlock._attend = _attend_more
