@@ -132,12 +132,17 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
 
 
 def shared_bytes(direction: str, sizes: Sizes) -> int:
-    """At least so much shared memory a band tile takes, of what a multiprocessor's may be short of: fp32 operands."""
+    """At least so much shared memory a band tile takes where a multiprocessor may be short of it: with fp32 operands.
+
+    As compiled for sm_90. Tiles in half precision take at most 160 KiB.
+    """
     padded = sizes.padded()
     wide = padded["HP"] * padded["DH"]
     if not sizes.single or wide < 256:
         return 0
-    return wide * (480 if direction == "backward" else 192)
+    if direction == "backward":
+        return 480 * wide
+    return wide * (192 if padded["CP"] == 16 else 256 if padded["CP"] == 32 or wide == 1024 else 384)
 
 
 def _one_backward_kernel(sizes: Sizes, arch: int) -> bool:
