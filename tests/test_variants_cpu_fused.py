@@ -170,48 +170,6 @@ def test_a_compiled_model_may_hold_it() -> None:
     torch._dynamo.reset()
 
 
-def test_it_is_compiled_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By two at the same time, too: the one that ends last puts the same whole file in place of the other's."""
-    flags = tuple(f for f in _cpu_library._FLAGS if f != "-O3")
-    monkeypatch.setattr(_cpu_library, "_FLAGS", flags)
-    with ThreadPoolExecutor() as pool:
-        first, again = pool.map(_cpu_library._built, [tmp_path, tmp_path])
-    written = first.stat().st_mtime_ns
-    assert _cpu_library._built(tmp_path) == first == again
-    assert first.stat().st_mtime_ns == written
-    assert [f.name for f in tmp_path.iterdir()] == [first.name]
-    assert _cpu_library._key(["g++", *flags, "-DANOTHER"]) != _cpu_library._key(["g++", *flags])
-
-
-def test_a_missing_compiler_is_a_reason_and_a_failing_one_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("this is no C++")
-    with monkeypatch.context() as patch:
-        patch.setattr(_cpu_library, "_SOURCE", broken)
-        with pytest.raises(RuntimeError, match=r"could not compile broken.cpp[\s\S]*error"):
-            _cpu_library._built(tmp_path)
-    assert not list(tmp_path.glob("*.so"))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    (reason,) = variants.why_unavailable("cpu_fused")
-    assert "no-such-compiler" in reason
-    assert "none was found" in reason
-    monkeypatch.delenv("CXX")
-    monkeypatch.setenv("PATH", "")
-    assert "g++ or clang++" in variants.why_unavailable("cpu_fused")[0]
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
-    folder = _cpu_library._cache_folder()
-    assert folder.is_dir()
-    assert in_the_way not in folder.parents
-    folder.rmdir()
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are x86's")
 @pytest.mark.parametrize("instructions", [(), ("-mavx2", "-mfma")], ids=["sse2", "avx2"])
 def test_narrower_vectors_give_the_same_answers(

@@ -7,7 +7,7 @@ parametrised, quantised or hooked they compute something else, which the layer a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,9 @@ class PairWeights(NamedTuple):
 
 def pair_weights(block: AtomTransformerBlock) -> PairWeights:
     """The plain children's weights; ones and zeros where a norm has none."""
-    norm, weight = block.norm_pair, block.pair_bias.weight
-    gamma, beta = norm.weight, norm.bias
+    norm = block._modules["norm_pair"]
+    weight, gamma, beta = _held(block._modules["pair_bias"], "weight"), _held(norm, "weight"), _held(norm, "bias")
+    assert weight is not None  # it was found plain
     if gamma is None:
         gamma = weight.new_ones(weight.shape[1])
     if beta is None:
@@ -73,9 +74,15 @@ def pair_weights(block: AtomTransformerBlock) -> PairWeights:
     return PairWeights(gamma, beta, weight, norm.eps)
 
 
+def _held(child: nn.Module | None, name: str) -> Any:
+    """``child.name``, without a module's slow attribute look-up where it is a parameter."""
+    held = child._parameters.get(name)  # pyright: ignore[reportOptionalMemberAccess]
+    return getattr(child, name) if held is None else held
+
+
 def are_plain(block: AtomTransformerBlock, heads: int, channels: int) -> bool:
     """Whether :func:`child_reasons` finds nothing, in a few microseconds."""
-    norm, linear = block.norm_pair, block.pair_bias
+    norm, linear = block._modules["norm_pair"], block._modules["pair_bias"]
     if type(norm) not in _NORMS or type(linear) not in _LINEARS:
         return False
     a, b = norm.__dict__, linear.__dict__
@@ -96,14 +103,14 @@ def are_plain(block: AtomTransformerBlock, heads: int, channels: int) -> bool:
         or _torch_modules._global_backward_pre_hooks
     ):
         return False
-    weight = linear.weight
+    weight, gamma, beta = _held(linear, "weight"), _held(norm, "weight"), _held(norm, "bias")
     return (
         type(weight) in _TENSORS
         and weight.shape == (heads, channels)
-        and linear.bias is None
+        and _held(linear, "bias") is None
         and norm.normalized_shape == (channels,)
-        and (norm.weight is None or type(norm.weight) in _TENSORS)
-        and (norm.bias is None or type(norm.bias) in _TENSORS)
+        and (gamma is None or type(gamma) in _TENSORS)
+        and (beta is None or type(beta) in _TENSORS)
     )
 
 

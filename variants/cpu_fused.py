@@ -27,7 +27,7 @@ from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape
 from ._band import BandPlan, band_path, band_plan
-from ._cpu_library import Call, compiler_reasons, library
+from ._cpu_library import Call, library, library_reasons
 from ._require import pair_weights, require
 
 _TILE = 24  # query rows of a tile, as in _cpu_tiles.h
@@ -126,8 +126,8 @@ def _run(
 
 
 def probe(device: str) -> list[str]:
-    """The compiler, where it is missing."""
-    return compiler_reasons()
+    """Why the kernels can be neither loaded nor compiled."""
+    return library_reasons()
 
 
 def cost(shape: Shape, mode: Mode) -> Cost:

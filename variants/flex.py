@@ -9,6 +9,10 @@ Two programs are compiled per kind of call (bias; attention). On the CPU there i
 the bias is added atomically by the kernel into a float32 buffer; every slot is touched by one score, so the sum does
 not depend on the order.
 
+On the CPU, rows are padded to a multiple of 16: on AVX2 processors FlexAttention's own kernel (torch 2.13.0) gives
+garbage at N % 16 = 8 with small heads, whoever calls it (``scripts/flex_cpu_rows.py`` shows it in ten lines; a test on
+such a processor tells when a torch mends it).
+
 Cost model: p is read once, the bias written and read once. Scores are computed for whole blocks: up to 255 more per row
 than the band is wide. K and V come from cache. Backward: p is read again for LayerNorm's gradient and for that of each
 head's weights, dp is written.
@@ -30,11 +34,15 @@ from ._compiled import compiled, compiler_reasons
 from ._require import require
 
 _TILE = 128  # atoms per side of a score block: what FlexAttention's own kernel configurations divide
+_CPU_ROWS = 16  # of which the CPU kernel is given whole multiples
 _INT32_MAX = 2**31 - 1
 
 
 class Blocks(NamedTuple):
-    """What the kernel is told about a band: BlockMask's eight tensors, and int32 ``[N]`` base, start, stop."""
+    """What the kernel is told about a band: BlockMask's eight tensors, and int32 ``[N']`` base, start, stop.
+
+    N' is N, on the CPU rounded up to a multiple of 16 with rows that see nothing.
+    """
 
     kv_num_blocks: Tensor
     kv_indices: Tensor
@@ -77,16 +85,23 @@ def blocks(plan: BandPlan) -> Blocks:
     slot = torch.arange(count, device=lo.device)
     before, full = full_lo - lo, full_hi - full_lo
     partial_idx = torch.where(slot < before[:, None], lo[:, None] + slot, (lo + full)[:, None] + slot)
+    rows = n + _missing(n, plan.device)
     made = BlockMask.from_kv_blocks(
         _listed(hi - lo - full),
         _listed(partial_idx.clamp(max=count - 1)),
         _listed(full),
         _listed((full_lo[:, None] + slot).clamp(max=count - 1)),
         BLOCK_SIZE=_TILE,
-        seq_lengths=(n, n),
+        seq_lengths=(rows, rows),
     )
     kept = [getattr(made, name) for name in Blocks._fields[:_N_MASK_TENSORS]]
-    return Blocks._make([*kept, plan.base.int(), plan.start.int(), plan.stop.int()])
+    ends = (torch.nn.functional.pad(x.int(), (0, rows - n)) for x in (plan.base, plan.start, plan.stop))
+    return Blocks._make([*kept, *ends])
+
+
+def _missing(n: int, device: torch.device) -> int:
+    """How many rows the kernel must be given beyond ``n``."""
+    return -n % _CPU_ROWS if device.type == "cpu" else 0
 
 
 def _per_tile(rows: Tensor, count: int, fill: int, how: str) -> Tensor:
@@ -109,32 +124,41 @@ def _bias(block: AtomTransformerBlock, p: Tensor, valid_mask: Tensor, dtype: tor
 
 
 def _attention(Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, blocks: Blocks, holes: Tensor | None) -> Tensor:
-    """softmax(Q Kᵀ / sqrt(D) + bias) V over the band, by FlexAttention; ``holes`` [1 or B, N, K] masks slots too."""
+    """softmax(Q Kᵀ / sqrt(D) + bias) V over the band, by FlexAttention; ``holes`` [1 or B, N, K] masks slots too.
+
+    Q, K, V ``[B, N, H, D]`` are padded to the N' rows of ``blocks``; the rows beyond N read those of row N − 1, and are
+    cut off.
+    """
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     base, start, stop = blocks.base, blocks.start, blocks.stop
-    n, width = bias.shape[2], bias.shape[3]
+    (n, width), rows = bias.shape[2:], base.shape[0]
+
+    def row(q: Tensor) -> Tensor:
+        return q if rows == n else q.clamp(max=n - 1)
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return score + bias[b, h, q, (kv - base[q]).clamp(0, width - 1)]
+        return score + bias[b, h, row(q), (kv - base[q]).clamp(0, width - 1)]
 
     def in_band(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         return (kv >= start[q]) & (kv < stop[q])
 
     def in_band_with_holes(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         assert holes is not None
-        live = holes[b if holes.shape[0] > 1 else 0, q, (kv - base[q]).clamp(0, width - 1)]
+        live = holes[b if holes.shape[0] > 1 else 0, row(q), (kv - base[q]).clamp(0, width - 1)]
         return in_band(b, h, q, kv) & live
 
     mask = BlockMask(
-        (n, n),
+        (rows, rows),
         *blocks[:_N_MASK_TENSORS],
         BLOCK_SIZE=(_TILE, _TILE),
         mask_mod=in_band if holes is None else in_band_with_holes,
     )
+    if rows > n:
+        Q, K, V = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, rows - n)) for t in (Q, K, V))
     heads_first = (t.transpose(1, 2) for t in (Q, K, V))
     out = flex_attention(*heads_first, score_mod=score_mod, block_mask=mask, kernel_options={"BACKEND": "TRITON"})
-    return out.transpose(1, 2)
+    return out.transpose(1, 2)[:, :n]
 
 
 class FlexBlock(AtomTransformerBlock):
