@@ -64,7 +64,7 @@ class PairWeights(NamedTuple):
 
 def pair_weights(block: AtomTransformerBlock) -> PairWeights:
     """The plain children's weights; ones and zeros where a norm has none."""
-    norm = block._modules["norm_pair"]
+    norm: Any = block._modules["norm_pair"]
     weight, gamma, beta = _held(block._modules["pair_bias"], "weight"), _held(norm, "weight"), _held(norm, "bias")
     assert weight is not None  # it was found plain
     if gamma is None:
@@ -82,7 +82,8 @@ def _held(child: nn.Module | None, name: str) -> Any:
 
 def are_plain(block: AtomTransformerBlock, heads: int, channels: int) -> bool:
     """Whether :func:`child_reasons` finds nothing, in a few microseconds."""
-    norm, linear = block._modules["norm_pair"], block._modules["pair_bias"]
+    norm: Any = block._modules["norm_pair"]
+    linear: Any = block._modules["pair_bias"]
     if type(norm) not in _NORMS or type(linear) not in _LINEARS:
         return False
     a, b = norm.__dict__, linear.__dict__
