@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+pytest.importorskip("triton")
+
 import variants
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from tests.seam import band, scattered, seam
@@ -24,7 +26,6 @@ from variants._triton_config import Config, Sizes, backward_config, gather_confi
 from variants._triton_launch import backward, in_order, queries_of
 from variants._triton_tuned import Kernel
 
-pytest.importorskip("triton")
 pytestmark = pytest.mark.interpreted
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
