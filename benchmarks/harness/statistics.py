@@ -31,8 +31,9 @@ the above, by ``python -m scripts.calibration`` (``reports/2026-11-27-statistics
 * ``t``, for 2 to 5 samples: Student's t of the logarithms, for no distribution-free 95% interval can be had from so
   few; it assumes log-normal samples, and covers more under heavier tails. Constant samples give it no scale: ``none``.
 * Single medians (:func:`median_interval`) do not pair, and a burst that spans blocks makes neighbours alike: their
-  intervals are those of fewer samples, by the lag-1 correlation of ranks. That holds for disturbances of
-  a few blocks; a drift over the whole run is in no interval of a single median, and is why arms are paired.
+  intervals are those of fewer samples, by the lag-1 correlation of ranks. That holds for bursts; what lasts for
+  many blocks is not seen in few (of a sway over eight blocks, 30 samples cover 90%, six 70%), and a drift over
+  the whole run is in no interval of a single median. That is why arms are paired.
 
 Limits
 ------
@@ -65,6 +66,7 @@ MARGIN = {"cpu": 0.03, "cuda": 0.01}
 
 _FEW = 6  # the range of so many samples is a distribution-free 96.5% interval of the median
 _UNLOOKED = 0.7  # share of the error allowed that looking for a narrow interval after every block leaves
+_UNLOOKED_ALONE = 0.8  # likewise, of a lone median's
 _RANKS_FROM = 20  # p-values of fewer blocks are Student's: ranks of n give no less than 2^(1-n), too much for holm
 _MOST_CORRELATION = 0.95
 
@@ -158,16 +160,15 @@ def _rank(n: int, miss: float) -> tuple[int, float]:
     return k, (n - k) * part / (k + (n - 2 * k) * part)
 
 
-def _order_interval(x: np.ndarray, miss: float) -> tuple[float, float]:
-    """Interval of the median of ``x`` from its interpolated order statistics."""
-    k, w = _rank(x.size, miss)
-    y = np.sort(x)
+def _order_interval(y: np.ndarray, miss: float) -> tuple[float, float]:
+    """Interval of the median from the interpolated order statistics ``y``, sorted."""
+    k, w = _rank(y.size, miss)
     return float((1 - w) * y[k - 1] + w * y[k]), float((1 - w) * y[-k] + w * y[-k - 1])
 
 
-def _order_p_value(x: np.ndarray, edge: float) -> float:
+def _order_p_value(y: np.ndarray, edge: float) -> float:
     """The dual of :func:`_order_interval`: how often an interval may miss that just reaches to ``log(1 + edge)``."""
-    y = np.sort(x if np.median(x) > 0 else -x) - math.log1p(edge)
+    y = (y if y[y.size // 2] > 0 else -y[::-1]) - math.log1p(edge)
     n, k = y.size, int((y <= 0).sum())
     if k == 0:
         return _miss(n, 1)
@@ -181,7 +182,8 @@ def _order_p_value(x: np.ndarray, edge: float) -> float:
 def _independent(x: np.ndarray) -> float:
     """As which share of its samples a series counts whose neighbours are alike: ``(1 - r) / (1 + r)``.
 
-    r is the lag-1 correlation of ranks, freed of its bias in short series (Kendall 1954: - (1 + 3 r) / n).
+    r is the lag-1 correlation of ranks, freed of its bias in short series (Kendall 1954: - (1 + 3 r) / n);
+    within its standard error of 0 it is taken for 0.
     """
     _, place, equal = np.unique(x, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(equal) - (equal - 1) / 2)[place] - (x.size + 1) / 2  # equal ones share the mean of theirs
@@ -189,15 +191,21 @@ def _independent(x: np.ndarray) -> float:
     if square == 0:
         return 1.0
     r = float(ranks[1:] @ ranks[:-1]) / square
-    r = min(max(r + (1 + 3 * r) / x.size, 0.0), _MOST_CORRELATION)
+    r += (1 + 3 * r) / x.size
+    r = min(r, _MOST_CORRELATION) if r * math.sqrt(x.size) > 1 else 0.0
     return (1 - r) / (1 + r)
 
 
-def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    """The median of one arm's ``samples``, in the order in which they were taken, and its interval.
+def _single_interval(x: np.ndarray, miss: float) -> tuple[float, float]:
+    """Of the median of one arm: as wide as that of the fewer samples that count, whose number is estimated too."""
+    share = _independent(x)
+    degrees = max(share * x.size - 1, 1.0)
+    z = special.ndtri(miss / 2) if share == 1 else special.stdtrit(degrees, miss / 2)
+    return _order_interval(np.sort(x), 2 * float(special.ndtr(z / math.sqrt(share))))
 
-    Deterministic and cheap (no resampling), so a stop rule can afford it after every block.
-    """
+
+def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """The median of one arm's ``samples``, in the order in which they were taken, and its interval."""
     x = _logs(samples, "samples")
     median = float(np.median(np.asarray(samples, dtype=float)))
     if x.size < 2 or (x.size < _FEW and np.ptp(x) == 0):
@@ -205,8 +213,7 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> In
     if x.size < _FEW:
         low, high, _ = student(x, confidence=confidence)
     else:
-        z = special.ndtri(_UNLOOKED * (1 - confidence) / 2)
-        low, high = _order_interval(x, 2 * float(special.ndtr(z / math.sqrt(_independent(x)))))
+        low, high = _single_interval(x, _UNLOOKED_ALONE * (1 - confidence))
     method: Method = "t" if x.size < _FEW else "order"
     return Interval(median, min(math.exp(low), median), max(math.exp(high), median), x.size, method)
 
@@ -222,16 +229,13 @@ def paired_ratio(a_ms: Sequence[float], b_ms: Sequence[float], *, edge: float = 
     if not edge >= 0:
         raise ValueError(f"edge: expected a relative difference of at least 0, got {edge}")
     n = min(len(a_ms), len(b_ms))
-    d = _logs(a_ms[:n], "a_ms") - _logs(b_ms[:n], "b_ms")
-    centre = float(np.median(d))
-    constant = bool(np.ptp(d) < 1e-12)  # but for the rounding of logarithms
+    d = np.sort(_logs(a_ms[:n], "a_ms") - _logs(b_ms[:n], "b_ms"))
+    centre = float(d[(n - 1) // 2] + d[n // 2]) / 2
+    constant = bool(d[-1] - d[0] < 1e-12)  # but for the rounding of logarithms
     if n < 2 or (n < _FEW and constant):
         return Ratio(math.exp(centre), None, None, None, n, "none")
-    low, high, p = student(d, edge=edge, confidence=confidence)
-    if n >= _FEW:
-        low, high = _order_interval(d, _UNLOOKED * (1 - confidence))
-    if n >= _RANKS_FROM or constant:
-        p = min(1.0, _order_p_value(d, edge) / _UNLOOKED)
+    p = min(1.0, _order_p_value(d, edge) / _UNLOOKED) if n >= _RANKS_FROM or constant else student(d, edge=edge)[2]
+    low, high = _order_interval(d, _UNLOOKED * (1 - confidence)) if n >= _FEW else student(d, confidence=confidence)[:2]
     low, high = min(low, centre), max(high, centre)
     return Ratio(math.exp(centre), math.exp(low), math.exp(high), p, n, "order" if n >= _FEW else "t")
 
@@ -249,10 +253,7 @@ def noise_floor(samples: Sequence[float], aa_samples: Sequence[float]) -> float 
 
 
 def noise_of_pair(a: str, b: str, floors: Mapping[str, float]) -> float | None:
-    """The greater of both arms' own noise floors, of those of their group by name.
-
-    An arm that was not timed against itself borrows the greatest of its group; ``None`` where the group has none.
-    """
+    """The greater of both arms' own noise floors; an arm without one borrows the greatest of its group's ``floors``."""
     greatest = max(floors.values(), default=None)
     return None if greatest is None else max(floors.get(a, greatest), floors.get(b, greatest))
 

@@ -1,0 +1,1 @@
+"""How often verdicts and intervals are wrong: by simulation, and on this machine with the same code twice."""
