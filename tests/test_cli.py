@@ -253,7 +253,7 @@ def test_the_fastest_is_named_for_every_problem() -> None:
     said = pipeline.fastest([*group("gather", "banded"), *group("gather", n_atom=4096)])
     assert len(said) == 2
     assert "banded" in said[0]
-    assert re.search(r"[\d.]+× faster than gather", said[0])
+    assert re.search(r"[\d.]+× faster than gather", said[0].plain)
     assert "gather" in said[1]
 
 
@@ -261,6 +261,6 @@ def test_a_table_has_a_row_per_problem_the_fastest_first() -> None:
     shown = console.table([*group("gather", "banded"), *group("gather", n_atom=4096)])
     assert shown.row_count == 2
     columns = {column.header: list(column.cells) for column in shown.columns}
-    assert columns["1st"][0].startswith("[bold]banded ")
-    assert columns["1st"][1].startswith("[bold]gather ")
-    assert columns["2nd"] == [f"gather {columns['gather'][0]}", ""]
+    assert str(columns["1st"][0]).startswith("banded ")
+    assert str(columns["1st"][1]).startswith("gather ")
+    assert [str(cell) for cell in columns["2nd"]] == [f"gather {columns['gather'][0]}", ""]

@@ -78,13 +78,13 @@ def table(records: list[Record]) -> Table:
     for column in ("backend", "level", "mode", "dtype", "atoms of", "N", "rows", "output", "gradients", "status"):
         shown.add_column(column)
     for r in records:
-        p, style = r.problem, show.STYLES[r.status]
+        p = r.problem
         errors = r.gate.errors if r.gate else {}
         rows = f"{r.gate.rows_checked:,}" if r.gate else "–"
-        status = f"[{style}]{r.status}[/{style}]" + ("" if r.status in ("ok", "unsupported") else f" {r.reason}")
+        why = "" if r.status in ("ok", "unsupported") else f" {r.reason}"
         shown.add_row(
             r.backend, p.level, p.mode, show.SHORT[p.dtype], f"{p.workload} {p.atoms}", f"{p.n_atom:,}", rows,
-            _largest(errors, gradients=False), _largest(errors, gradients=True), status,
+            _largest(errors, gradients=False), _largest(errors, gradients=True), show.styled(show.status(r), why),
         )  # fmt: skip
     return shown
 

@@ -15,6 +15,7 @@ from ..harness.comparison import compared, noise_floors
 from ..harness.host import Host
 from ..harness.measure import Options
 from ..harness.record import Record, read
+from ..harness.shown import shown_lines
 from . import console as show
 from . import options as opt
 
@@ -87,7 +88,7 @@ def compare(
         print(json.dumps(results))
     else:
         for result in results:
-            print(sentence(result))
+            print(shown_lines(sentence(result)))
     if not any("ratio" in result for result in results):
         print("error: no problem was measured with both", file=typer.get_text_stream("stderr"))
         raise typer.Exit(opt.FAILED)

@@ -1,17 +1,24 @@
-"""What a sweep shows: progress with an estimate, a line per cell as it ends, and the table at the end."""
+"""What a sweep shows: progress with an estimate, a line per cell as it ends, and the table at the end.
+
+Nothing printed is markup: what looks like it (``[/red]``, ``[enforce fail at …]``) came from outside and is shown as it
+is, cleaned of what a terminal would obey. Colours come by :func:`styled` alone.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from rich import progress
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..harness.cases import Group
 from ..harness.comparison import compared, noise_floors
 from ..harness.record import Problem, Record
+from ..harness.shown import shown, shown_lines
 from ..harness.statistics import Verdict
 from ..harness.sweep import Observer
 
@@ -23,15 +30,37 @@ STYLES = {
     "oom": "yellow",
     "unsupported": "dim",
 }
+WIDTH = 150  # where the output goes to a file
 PLACES = ("1st", "2nd", "3rd")
 PLAIN = "gather"  # what the layer itself does
 SHORT = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
 
 
+class Plain(Console):
+    """Every string that it is given, in a table's cell too, is text and no markup, and is cleaned."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(shown_lines(text), **how)
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console that does not wrap tables when its output goes to a file."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 150, highlight=False, soft_wrap=False)
+    return Plain(
+        stderr=stderr, width=None if stream.isatty() else WIDTH, highlight=False, soft_wrap=False, markup=False,
+        emoji=False,
+    )  # fmt: skip
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """Text of parts, each cleaned; a pair is a text and its style."""
+    pairs = ((part, "") if isinstance(part, str) else part for part in parts)
+    return Text.assemble(*((shown_lines(text), style) for text, style in pairs))
+
+
+def status(record: Record) -> tuple[str, str]:
+    """A record's status and its style, as a part of :func:`styled`."""
+    return record.status, STYLES[record.status]
 
 
 def title(problem: Problem) -> str:
@@ -43,7 +72,7 @@ def title(problem: Problem) -> str:
         f"  {name} = {value}" for name, value, usual in (("H", p.heads, 4), ("B", p.batch, 1)) if value != usual
     )
     return (
-        f"{p.level} {p.mode} {SHORT[p.dtype]} {p.device}  {p.workload} {p.atoms}  "
+        f"{p.level} {p.mode} {SHORT[p.dtype]} {p.device}  {shown(p.workload)} {p.atoms}  "
         f"N = {p.n_atom:,}  W = {p.window}{style}  K = {p.n_neighbor}{cap}{extra}"
     )
 
@@ -73,7 +102,7 @@ class Live(Observer):
     def __init__(self, out: Console) -> None:
         self.out = out
         self._progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=24),
             progress.MofNCompleteColumn(),
             progress.TextColumn("cells"),
@@ -102,8 +131,8 @@ class Live(Observer):
     def phase(self, group: Group, backend: str, phase: str) -> None:
         if group is not self._group:
             self._group = group
-            self.out.print(f"\n[bold]{title(group.problem)}[/bold]")
-        self._progress.update(self._task, description=f"{backend or 'inputs'}: {phase}")
+            self.out.print(styled("\n", (title(group.problem), "bold")))
+        self._progress.update(self._task, description=shown(f"{backend or 'inputs'}: {phase}"))
 
     def recorded(self, records: list[Record]) -> None:
         for record in sorted(records, key=by_speed):
@@ -111,22 +140,21 @@ class Live(Observer):
         self._progress.advance(self._task, len(records))
 
     def notice(self, text: str) -> None:
-        self.out.print(f"[yellow]{text}[/yellow]")
+        self.out.print(styled((text, "yellow")))
 
 
-def line(record: Record, group: Iterable[Record]) -> str:
+def line(record: Record, group: Iterable[Record]) -> Text:
     """One cell in one line: its time, how it stands to the group's fastest, its memory; or why there is none."""
-    style = STYLES[record.status]
-    name = f"  {record.backend:<22}[{style}]{record.status:<12}[/{style}]"
+    word, style = status(record)
+    name = f"  {shown(record.backend):<22}", (f"{word:<12}", style)
     if record.timing is None:
-        return f"{name}{_escaped(record.reason or _errors(record))}"
+        return styled(*name, shown(record.reason or _errors(record)))
     half = record.timing.half_width
     spread = "" if half is None else f"± {100 * half:.1f}%"
     limit = "" if record.limit is None or record.limit.percent is None else f"{record.limit.percent:.0f}% of limit"
     extra = "" if record.memory is None else f"+{size(record.memory.peak_bytes)}"
-    return (
-        f"{name}{milliseconds(record.timing.median_ms):>10} {spread:<9}{standing(record, group):<22}{extra:<14}{limit}"
-    )
+    time = milliseconds(record.timing.median_ms)
+    return styled(*name, f"{time:>10} {spread:<9}{standing(record, group):<22}{extra:<14}{limit}")
 
 
 def _errors(record: Record) -> str:
@@ -134,10 +162,6 @@ def _errors(record: Record) -> str:
         return ""
     worst = max((e for e in record.gate.errors.values() if e is not None), default=None)
     return "gate green" if worst is None else f"gate green, largest relative error {worst:.1e}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def standing(record: Record, group: Iterable[Record]) -> str:
@@ -182,13 +206,12 @@ def table(records: list[Record]) -> Table:
     return shown
 
 
-def _place(record: Record, *, bold: bool) -> str:
+def _place(record: Record, *, bold: bool) -> Text:
     assert record.timing is not None
-    text = f"{record.backend} {milliseconds(record.timing.median_ms)}"
-    return f"[bold]{text}[/bold]" if bold else text
+    return styled((f"{record.backend} {milliseconds(record.timing.median_ms)}", "bold" if bold else ""))
 
 
-def _absent(cells: list[Record]) -> str:
+def _absent(cells: list[Record]) -> Text:
     """``2 unsupported, 1 oom``."""
-    counts = {status: sum(r.status == status for r in cells) for status in STYLES if status != "ok"}
-    return ", ".join(f"[{STYLES[s]}]{count} {s}[/{STYLES[s]}]" for s, count in counts.items() if count)
+    counts = {one: sum(r.status == one for r in cells) for one in STYLES if one != "ok"}
+    return Text(", ").join(styled((f"{count} {one}", STYLES[one])) for one, count in counts.items() if count)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..harness.host import Host
 from . import console as show
@@ -60,7 +61,8 @@ def render(found: dict[str, Any], out: Console) -> None:
     for name, facts in found["devices"].items():
         machine = facts["machine"]
         what = machine["gpu"] or machine["cpu"]
-        out.print(f"\n[bold]{name}[/bold]: {what}, {machine['cores']} cores, {show.size(machine['memory_bytes'])}")
+        size = show.size(machine["memory_bytes"])
+        out.print(show.styled("\n", (name, "bold"), f": {what}, {machine['cores']} cores, {size}"))
         known = {k: v for k, v in machine["versions"].items() if v and k != "torch_git"}
         out.print("  " + ", ".join(f"{k} {v}" for k, v in known.items()))
         commit = machine["commit"] or "unknown"
@@ -91,15 +93,16 @@ def _table(device: str, backends: dict[str, Any]) -> Table:
     return shown
 
 
-def _short_list(runs: list[str]) -> str:
+def _short_list(runs: list[str]) -> str | Text:
     by_dtype: dict[str, list[str]] = {}
     for run in runs:
         dtype, mode = run.split()
         by_dtype.setdefault(mode, []).append(dtype)
-    return "\n".join(f"{mode}: {', '.join(dtypes)}" for mode, dtypes in by_dtype.items()) or "[red]no[/red]"
+    said = "\n".join(f"{mode}: {', '.join(dtypes)}" for mode, dtypes in by_dtype.items())
+    return said or show.styled(("no", "red"))
 
 
 def _reasons(reasons: dict[str, dict[str, list[str]]]) -> str:
     """Every reason once."""
     every = [reason for modes in reasons.values() for found in modes.values() for reason in found]
-    return "\n".join(dict.fromkeys(every)).replace("[", "\\[")
+    return "\n".join(dict.fromkeys(every))

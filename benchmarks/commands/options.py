@@ -17,7 +17,8 @@ from ..harness import arms, workloads
 from ..harness.cases import ATOM_SETS, DTYPES, LEVELS, Axes, BadAxis, grid
 from ..harness.host import Host
 from ..harness.process import WorkerDied, WorkerTimeout
-from ..harness.record import MalformedRecord
+from ..harness.record import CannotRecord, MalformedRecord
+from ..harness.shown import shown, shown_lines
 from ..harness.sweep import Settings
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -103,10 +104,13 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except (BadAxis, workloads.WorkloadError, arms.UnknownBackend, MalformedRecord) as e:
-            print(f"error: {e}", file=sys.stderr)
+            print(f"error: {shown(e)}", file=sys.stderr)
             raise typer.Exit(BAD_INPUT) from None
+        except CannotRecord as e:
+            print(f"error: {shown(e)}", file=sys.stderr)
+            raise typer.Exit(FAILED) from None
         except (WorkerDied, WorkerTimeout) as e:
-            print(f"error: {e}\n{e.stderr}", file=sys.stderr)
+            print(shown_lines(f"error: {e}\n{e.stderr}"), file=sys.stderr)
             raise typer.Exit(FAILED) from None
 
     return run

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from ..harness import profiles
 from ..harness import sweep as harness
@@ -167,7 +168,7 @@ def _profiles(
     except KeyboardInterrupt:
         raise typer.Exit(opt.INTERRUPTED) from None
     except Exception as e:  # the sweep is on file: the report must come, whatever a profile does
-        console.print(f"The profiles stopped: {type(e).__name__}: {e}", markup=False)
+        console.print(f"The profiles stopped: {type(e).__name__}: {e}")
         return
     finally:
         if made:
@@ -177,7 +178,7 @@ def _profiles(
     console.print(f"{len(found)} profiles on file.{left}")
 
 
-def fastest(records: list[Record]) -> list[str]:
+def fastest(records: list[Record]) -> list[Text]:
     """One sentence per problem: its fastest backend, who is not told apart from it, and how it stands to the plain
     layer, by paired blocks."""
     groups: dict[str, list[Record]] = {}
@@ -192,7 +193,7 @@ def fastest(records: list[Record]) -> list[str]:
         also = f" (not told apart from {', '.join(tied)})" if tied else ""
         plain = compared.get(show.PLAIN)
         by = f", {plain[0]:.3g}× faster than {show.PLAIN}" if plain is not None and show.PLAIN not in tied else ""
-        said.append(f"{show.title(best.problem)}: [bold]{best.backend}[/bold]{also}{by}")
+        said.append(show.styled(f"{show.title(best.problem)}: ", (best.backend, "bold"), f"{also}{by}"))
     return said
 
 
@@ -211,6 +212,6 @@ def _report(console: Console, out: Path, ends: float) -> None:
         console.print(f"The report took too long. Draw it with: {' '.join(command[1:])}")
         return
     if done.returncode == 0:
-        console.print(done.stdout.strip(), markup=False)
+        console.print(done.stdout.strip())
     else:
-        console.print(f"No report (records: {records}): {done.stderr.strip()[-600:]}", markup=False)
+        console.print(f"No report (records: {records}): {done.stderr.strip()[-600:]}")

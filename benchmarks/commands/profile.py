@@ -89,13 +89,13 @@ def profile(
 
 def render(one: Profile, out: Console) -> None:
     """One profile for a reader."""
-    out.print(f"\n[bold]{one.backend}[/bold]  {show.title(one.problem)}")
+    out.print(show.styled("\n", (one.backend, "bold"), f"  {show.title(one.problem)}"))
     if one.breakdown is None:
-        out.print(f"  [{show.STYLES[one.status]}]{one.status}[/{show.STYLES[one.status]}] {one.reason}", markup=True)
+        out.print(show.styled("  ", (one.status, show.STYLES[one.status]), f" {one.reason}"))
         return
-    out.print("  " + one.summary, markup=False)
+    out.print("  " + one.summary)
     for line in facts(one):
-        out.print("  " + line, markup=False)
+        out.print("  " + line)
     out.print(table(one.breakdown))
 
 
@@ -150,7 +150,7 @@ def table(b: Breakdown) -> Table:
         shown.add_column(column, justify="right")
     for row in b.rows[:SHOWN_ROWS]:
         shown.add_row(
-            _escaped(row.short), row.kind, f"{row.launches:.3g}", show.milliseconds(row.ms), f"{100 * row.share:.1f}%",
+            row.short, row.kind, f"{row.launches:.3g}", show.milliseconds(row.ms), f"{100 * row.share:.1f}%",
             "–" if row.floors is None else f"{row.floors:.2f}",
         )  # fmt: skip
     rest = len(b.rows[SHOWN_ROWS:]) + b.rows_left_out
@@ -159,10 +159,6 @@ def table(b: Breakdown) -> Table:
         left = max(1 - covered - b.idle_share, 0)
         shown.add_row(f"{rest} more", "", "", show.milliseconds(left * b.whole_ms), f"{100 * left:.1f}%", "")
     idle = next(reversed(b.kinds))
-    shown.add_row(f"[dim]{idle}[/dim]", "", "", show.milliseconds(b.idle_share * b.whole_ms),
+    shown.add_row(show.styled((idle, "dim")), "", "", show.milliseconds(b.idle_share * b.whole_ms),
                   f"{100 * b.idle_share:.1f}%", "")  # fmt: skip
     return shown
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -19,7 +19,8 @@ from ..harness.cases import LEVELS, BadAxis
 from ..harness.commits import BadRange, Code, between
 from ..harness.host import Host
 from ..harness.process import ROOT, WorkerDied, WorkerTimeout
-from ..harness.record import Record
+from ..harness.record import CannotRecord, Record
+from ..harness.shown import shown_lines
 from ..harness.versus import Versus
 from ..harness.versus_plan import (
     AIMED_ROUNDS,
@@ -54,11 +55,11 @@ def _told_apart(command: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except KeyboardInterrupt:
             raise typer.Exit(opt.INTERRUPTED) from None
-        except (NothingRuns, WorkerDied, WorkerTimeout) as e:
-            print(f"error: {e}\n{getattr(e, 'stderr', '')}".rstrip(), file=sys.stderr)
+        except (NothingRuns, WorkerDied, WorkerTimeout, CannotRecord) as e:
+            print(shown_lines(f"error: {e}\n{getattr(e, 'stderr', '')}").rstrip(), file=sys.stderr)
             raise typer.Exit(ITSELF) from None
         except Exception:
-            traceback.print_exc()
+            print(shown_lines(traceback.format_exc()), file=sys.stderr)
             raise typer.Exit(ITSELF) from None
 
     return run
@@ -239,9 +240,9 @@ def _tell(account: told.Account, markdown: Path | None, *, as_json: bool) -> Non
     if account.findings:
         out.print(told.table(account.findings))
         for reason in told.reasons(account.findings):
-            out.print(reason, markup=False)
-        out.print(account.method, markup=False)
-    out.print(f"A: {account.code['a']}\nB: {account.code['b']}\n{account.headline}", markup=False)
+            out.print(reason)
+        out.print(account.method)
+    out.print(f"A: {account.code['a']}\nB: {account.code['b']}\n{account.headline}")
 
 
 class Progress(Listener):
@@ -252,7 +253,7 @@ class Progress(Listener):
         self.status = out.status("starting a process for each side") if out.is_terminal else contextlib.nullcontext()
 
     def planned(self, a: Code, b: Code, cells: int) -> None:
-        self.out.print(f"{cells} cells, {a.short} against {b.short}.", markup=False)
+        self.out.print(f"{cells} cells, {a.short} against {b.short}.")
 
     def round(self, number: int) -> None:
         aim = f" of about {AIMED_ROUNDS}" if number <= AIMED_ROUNDS else ""
@@ -260,16 +261,14 @@ class Progress(Listener):
 
     def cell(self, cell: Cell) -> None:
         if not isinstance(self.status, contextlib.nullcontext):
-            self.status.update(f"{cell.backend}: {show.title(cell.problem)}")
+            self.status.update(show.styled(f"{cell.backend}: {show.title(cell.problem)}"))
 
     def dropped(self, cell: Cell) -> None:
-        self.out.print(
-            f"  too slow for more rounds in this budget: {cell.backend}: {show.title(cell.problem)}", markup=False
-        )
+        self.out.print(f"  too slow for more rounds in this budget: {cell.backend}: {show.title(cell.problem)}")
 
     def recorded(self, records: list[Record]) -> None:
         for record in records:
             if record.status not in ("ok", "unsupported"):
                 mark = record.provenance.environment[regression.MARK]
                 side = str(mark["side"]).upper() if isinstance(mark, dict) else "?"
-                self.out.print(f"  {record.backend} at {side}: {record.status}: {record.reason}", markup=False)
+                self.out.print(f"  {record.backend} at {side}: {record.status}: {record.reason}")

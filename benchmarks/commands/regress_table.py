@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..harness.regression import ALPHA, MARGIN, Finding
+from ..harness.shown import shown
 from . import console as show
 
 COLUMNS = ("backend", "problem", "time A", "time B", "B / A", "95% interval", "time", "peak A", "peak B", "memory")
@@ -108,9 +109,8 @@ def table(findings: Sequence[Finding]) -> Table:
     return shown
 
 
-def _styled(text: str) -> str:
-    style = _STYLES.get(text)
-    return f"[{style}]{text}[/{style}]" if style else escape(text)
+def _styled(text: str) -> Text:
+    return show.styled((text, _STYLES.get(text, "")))
 
 
 def reasons(findings: Sequence[Finding]) -> list[str]:
@@ -166,7 +166,8 @@ def _bold(text: str) -> str:
 
 def _cell(text: str) -> str:
     """Text of others, harmless: it can close no cell, open no tag and call nobody."""
-    for sign, harmless in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("@", "&#64;"), ("`", "'"), ("\n", " ")):
+    text = shown(text)
+    for sign, harmless in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("@", "&#64;"), ("`", "'")):
         text = text.replace(sign, harmless)
     return text
 

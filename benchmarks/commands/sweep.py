@@ -14,6 +14,7 @@ from ..harness.cases import BadAxis
 from ..harness.host import Host
 from ..harness.measure import Options
 from ..harness.record import Status
+from ..harness.shown import shown
 from . import console as show
 from . import options as opt
 
@@ -91,7 +92,7 @@ def sweep(
         groups = harness.plan(wanted, backends)
         if plan_only:
             for group in groups:
-                print(show.title(group.problem), "|", ", ".join(map(arms.name_of, group.backends)))
+                print(show.title(group.problem), "|", shown(", ".join(map(arms.name_of, group.backends))))
             return
         settings = opt.settings(
             out=opt.out_path(out), options=Options(budget_s=group_budget_s, try_oversized=try_oversized),
