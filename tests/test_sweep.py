@@ -476,6 +476,22 @@ def test_a_worker_that_dies_says_how_and_one_that_waits_too_long_is_ended() -> N
         worker.close()
 
 
+@pytest.mark.parametrize("killer", [0, 2])
+def test_the_one_in_flight_is_blamed_however_long_its_path_is(tmp_path: Path, host: Host, killer: int) -> None:
+    """A note is overwritten by the next: of a longer one nothing may be left, nor may it be cut."""
+    deep = tmp_path.joinpath(*["a folder with a long name, größer als 64 Zeichen" * 3] * 8)
+    deep.mkdir(parents=True)
+    planted = [plant(deep, "honest", "pass"), plant(deep, "too", "pass"), plant(tmp_path, "near", "pass")]
+    planted.insert(killer, plant(deep if killer == 0 else tmp_path, "killer", BODIES["killed"]))
+    assert len(planted[0]) > 1000
+    outcome = harness.Sweep(groups_of((*planted, "banded")), harness.Settings(out=None, options=QUICK), host=host).run()
+    ends = {record.backend: record.status for record in outcome.records}
+    assert ends == {"killer": "crashed"} | dict.fromkeys(("honest", "too", "near", "banded"), "ok")
+    (dead,) = (record for record in outcome.records if record.status == "crashed")
+    assert dead.reason is not None
+    assert "in phase: first call" in dead.reason
+
+
 def test_the_worker_is_the_first_to_go_when_memory_runs_out() -> None:
     worker = Worker(threads=1)
     try:

@@ -18,14 +18,14 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .scratch import Scratch
+
 ROOT = Path(__file__).resolve().parents[2]
-NOTE_BYTES = 256
 STDERR_TAIL_BYTES = 20_000
 _TICK_S = 0.25
 
@@ -76,10 +76,10 @@ class Worker:
     def __init__(
         self, *, threads: int | None = None, extra_env: dict[str, str] | None = None, code: Path | None = None
     ) -> None:
-        self._dir = tempfile.TemporaryDirectory(prefix="atom-bench-")
-        self.note_path = Path(self._dir.name) / "note"
-        self.note_path.write_bytes(b" " * NOTE_BYTES)
-        self._stderr_path = Path(self._dir.name) / "stderr"
+        self._scratch = Scratch("atom-bench-")
+        self.note_path = self._scratch.path / "note"
+        self.note_path.touch()
+        self._stderr_path = self._scratch.path / "stderr"
         read_fd, write_fd = os.pipe()
         # A thread that waits by spinning takes the core from the one it waits for wherever anything else runs: in a
         # backend of many short operations that cost 3 to 30 times the work itself.
@@ -202,7 +202,7 @@ class Worker:
                 if stream is not None:
                     stream.close()
         os.close(self._read_fd)
-        self._dir.cleanup()
+        self._scratch.close()
 
 
 def _how(code: int) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import gzip
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from .clock import CudaClock, make_clock
 from .failures import synchronize
 from .measure import Arm, Emit, Group, Note, Options
 from .record import Problem
+from .scratch import Scratch
 
 MOST_ROWS = 24
 MOST_TRACE_BYTES = 900_000
@@ -67,13 +67,13 @@ class Profiling(Group):
         device = self.problem.device
         call_ms, enqueue_ms = _unprofiled(arm.case, device)
         calls = int(np.clip(_WANTED_S * 1e3 / max(call_ms, 1e-3), _FEWEST, _MOST_CALLS))
-        with tempfile.TemporaryDirectory(prefix="atom-bench-") as folder:
-            chrome = _recorded(arm.case, device, calls, Path(folder))
+        with Scratch("atom-bench-") as folder:
+            chrome = _recorded(arm.case, device, calls, folder)
             found = self._analysed(chrome["traceEvents"])
             most = None
             if call_ms < _SLOW_CALL_S * 1e3:
                 arm.case.release()
-                memory = _recorded(arm.case, device, 1, Path(folder), memory=True)
+                memory = _recorded(arm.case, device, 1, folder, memory=True)
                 most = trace.peak(memory["traceEvents"], device)
         shares = trace.shares(found, device, call_ms)
         limit = self._limit(call_ms)

@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import random
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from .cases import INDEX_BACKEND
@@ -28,6 +25,7 @@ from .commits import Code
 from .measure import Options
 from .process import Event, WorkerDied, WorkerTimeout
 from .record import Record, append
+from .scratch import Scratch
 from .side import Side
 from .versus_plan import (
     AIMED_ROUNDS,
@@ -80,16 +78,15 @@ class Versus:
     @contextmanager
     def _sides(self) -> Iterator[dict[str, Side]]:
         """Both, their packages in sibling folders whose names are of one length."""
-        folder = Path(tempfile.mkdtemp(prefix="atom-regress-"))
-        sides = {name: Side(name, code, folder / name, self.plan.threads) for name, code in self.codes.items()}
-        try:
-            for side in sides.values():
-                side.code.export(side.folder)
-            yield sides
-        finally:
-            for side in sides.values():
-                side.stop()
-            shutil.rmtree(folder, ignore_errors=True)
+        with Scratch("atom-regress-") as folder:
+            sides = {name: Side(name, code, folder / name, self.plan.threads) for name, code in self.codes.items()}
+            try:
+                for side in sides.values():
+                    side.code.export(side.folder)
+                yield sides
+            finally:
+                for side in sides.values():
+                    side.stop()
 
     def _planned(self, sides: dict[str, Side]) -> list[Cell]:
         """Every backend that either side has, on every problem."""

@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .process import NOTE_BYTES
 from .record import Problem
 
 if TYPE_CHECKING:
@@ -33,18 +32,20 @@ class Channel:
         os.set_inheritable(event_fd, False)
         self._events = os.fdopen(event_fd, "w", buffering=1)
         self._note = os.open(note_path, os.O_WRONLY)
-        self._last = ""
+        self._last = b""
+        self._longest = 0
 
     def emit(self, event: dict[str, Any]) -> None:
         self._events.write(json.dumps(event) + "\n")
         self._events.flush()
 
     def note(self, backend: str, phase: str) -> None:
-        """One small write into the page cache; read only by whoever finds this process dead."""
-        text = json.dumps({"backend": backend, "phase": phase})
+        """One small write into the page cache; read only by whoever finds this process dead. As long as the longest
+        before it, so that nothing is left of that one."""
+        text = json.dumps({"backend": backend, "phase": phase}).encode()
         if text != self._last:
-            self._last = text
-            os.pwrite(self._note, text.encode().ljust(NOTE_BYTES), 0)
+            self._last, self._longest = text, max(self._longest, len(text))
+            os.pwrite(self._note, text.ljust(self._longest), 0)
 
 
 def main(event_fd: int, note_path: str, parent: int, threads: int | None) -> None:
