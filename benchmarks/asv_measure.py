@@ -21,13 +21,15 @@ from typing import Any
 from . import asv_grid
 from .asv_metrics import KERNEL_METRICS, METRICS, row
 from .harness import arms, kernels, record
+from .harness.again import command
 from .harness.cases import Axes, Group
 from .harness.device import ForeignPackage, code_hash, code_origin, cpu_cores, cpu_name, total_bytes
 from .harness.host import Host
 from .harness.measure import Options
+from .harness.place import ruler_hash, tuned_hash
 from .harness.process import WorkerDied, WorkerTimeout
 from .harness.record import Provenance, Record, Status
-from .harness.sweep import Settings, Sweep, plan, portable
+from .harness.sweep import Settings, Sweep, as_asked, plan, portable
 
 RESULTS, QUICK, COMMIT, MACHINE = "BENCH_RESULTS", "BENCH_QUICK", "BENCH_COMMIT", "BENCH_MACHINE"
 ENVIRONMENT, ENVIRONMENT_FOLDER = "ASV_ENV_NAME", "ASV_ENV_DIR"
@@ -61,9 +63,12 @@ def measure_commit() -> Cache:
 
 
 def _swept(host: Host, groups: list[Group]) -> list[Record]:
-    options = BRIEF if os.environ.get(QUICK) else FULL
-    settings = Settings(out=records_path(), options=options, fresh=True, argv=tuple(sys.argv))
+    settings = Settings(out=records_path(), options=_options(), fresh=True, argv=tuple(sys.argv))
     return Sweep(groups, settings, host=host).run().made
+
+
+def _options() -> Options:
+    return BRIEF if os.environ.get(QUICK) else FULL
 
 
 def planned(wanted: Iterable[tuple[str, tuple]]) -> tuple[list[Group], Cells]:
@@ -147,6 +152,7 @@ def _none_ran(groups: list[Group], status: Status, reason: str) -> list[Record]:
         Record(
             run=run, group=f"{run}/{group.problem.key[:8]}", backend=arms.name_of(backend), problem=group.problem,
             status=status, reason=portable(reason), provenance=where,
+            again=command(group.problem, backend, as_asked(_options())),
         )
         for group in groups
         for backend in group.backends
@@ -183,6 +189,7 @@ def _provenance() -> Provenance:
         commit=os.environ.get(COMMIT) or None, dirty=None, utc=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(), cpu=cpu_name(), cores=cpu_cores(), memory_bytes=total_bytes(), gpu=None, driver=None,
         versions={"python": platform.python_version()}, code=code, argv=[portable(w) or "" for w in sys.argv], seed=0,
+        ruler=ruler_hash(), tuned=tuned_hash(), options=as_asked(_options()),
     )  # fmt: skip
 
 

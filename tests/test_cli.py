@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,8 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app, compare, console, pipeline, programmes
+from benchmarks.harness import host
 from benchmarks.harness.profile_record import Profile, scan_profiles
-from benchmarks.harness.record import Record, read
+from benchmarks.harness.record import Record, append, read
 from tests import records_factory as made
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +79,75 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], names: list
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     assert all(name in result.output for name in names), result.output
+
+
+UNWRITABLE = {
+    "below a file": "README.md/records",
+    "a device": "/dev/full",
+    "below a device": "/dev/null/records",
+    "no folder of the kernel's": "/proc/records/records",
+    "a name too long": "a" * 300,
+    "a path too long": "a/" * 3000 + "b",
+}
+
+
+@pytest.mark.parametrize("out", UNWRITABLE.values(), ids=UNWRITABLE)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sweep", "--device", "cpu", "--out"),
+        ("profile", "gather", "--device", "cpu", "--out"),
+        ("bench", "--out"),
+        ("gpu", "--device", "cpu", "--out"),
+        ("inspect", "--out"),
+        ("regress", "HEAD", "--measure-same", "--out"),
+        ("regress", "HEAD", "--markdown"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(
+    command: tuple[str, ...], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(host, "Worker", started)
+    result = CliRunner().invoke(app, [*command, out], terminal_width=300)
+    assert result.exit_code == 2, result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert f"{command[-1]}: expected a f" in result.output
+
+
+def test_a_read_only_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere but there."""
+
+    def read_only(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "open", read_only)
+    result = CliRunner().invoke(app, ["sweep", "--device", "cpu", "-n", "64", "--out", str(tmp_path / "r.jsonl")])
+    assert result.exit_code == 2
+    assert "Read-only file system" in result.output
+
+
+def test_a_disk_that_fills_up_ends_a_sweep_in_one_line(tmp_path: Path) -> None:
+    """As seen through a limit on the size of files, which comes on the way as a full disk does."""
+    out = tmp_path / "r.jsonl"
+    append(out, group("gather"))
+    before = out.read_bytes()
+    script = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)\n"
+        "runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)\n"
+    )
+    call = [sys.executable, "-c", script, str(len(before) + 1000), "sweep", *QUICK, "-b", "banded", "--out", str(out)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith(f"error: {out}: ")
+    assert out.read_bytes() == before
 
 
 def test_cuda_where_there_is_none_is_bad_input() -> None:

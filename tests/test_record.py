@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from pydantic import ValidationError
 
 from benchmarks.harness.record import (
     BadLine,
+    CannotRecord,
     Gate,
     Limit,
     MalformedRecord,
@@ -136,6 +139,101 @@ def test_the_key_names_the_cell_and_nothing_else() -> None:
     assert make().key != make("dense").key
     assert PROBLEM.key == Problem.model_validate_json(PROBLEM.model_dump_json()).key
     assert len({PROBLEM.model_copy(update={"window": w}).key for w in range(1, 50)}) == 49
+
+
+@pytest.mark.parametrize("target", ["/dev/full", "a file/below", "a" * 300])
+def test_what_cannot_be_added_leaves_all_as_it_was(path: Path, target: str) -> None:
+    path.parent.mkdir()
+    (path.parent / "a file").write_text("kept")
+    with pytest.raises(CannotRecord, match="what it held before is intact"):
+        append(path.parent / target, RECORDS)  # an absolute target stands for itself
+    assert (path.parent / "a file").read_text() == "kept"
+
+
+def test_a_disk_that_fills_up_within_a_write_costs_that_write_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(path, RECORDS[:2])
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CannotRecord, match=r"records\.jsonl: No space left on device"):
+            append(path, RECORDS[2:])
+    assert path.read_bytes() == before
+    append(path, RECORDS[2:])
+    assert list(read(path)) == RECORDS
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"memory": {"peak_bytes": HUGE, "model_bytes": 1, "input_bytes": 1, "p_bytes": 1, "source": "s"}},
+        {"first_call_ms": 1e300},
+        {"problem": PROBLEM.model_dump() | {"seed": HUGE}},
+        {"problem": PROBLEM.model_dump() | {"live_pairs": HUGE}},
+        {"timing": TIMING.model_dump() | {"order_seed": -HUGE}},
+        {"timing": TIMING.model_dump() | {"calls_per_sample": HUGE}},
+        *(
+            {"provenance": PROVENANCE.model_dump() | wrong}
+            for wrong in (
+                {"seed": HUGE},
+                {"cores": HUGE},
+                {"utc": "yesterday"},
+                {"utc": "9" * 400},
+                {"environment": {"l2_bytes": HUGE}},
+                {"environment": {"start": {"load_1min": float("nan")}}},
+                {"environment": {"throttle": [float("inf")]}},
+                {"options": {"budget_s": float("nan")}},
+                {"options": {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": 1}}}}}}}}}},
+            )
+        ),
+    ],
+    ids=lambda change: str(change)[:60],
+)
+def test_what_no_table_or_page_can_hold_is_no_record(path: Path, change: dict) -> None:
+    fields = make().model_dump(mode="json") | change
+    with pytest.raises(ValidationError):
+        Record.model_validate(fields)
+    path.parent.mkdir()
+    path.write_text(json.dumps(fields) + "\n" + make().model_dump_json() + "\n")
+    found = list(scan(path))
+    assert [line.kind for line in found if isinstance(line, BadLine)] == ["schema"]
+    assert len(found) == 2
+
+
+def test_half_a_pair_is_no_text_and_a_whole_one_is(path: Path) -> None:
+    path.parent.mkdir()
+    line = make(reason="REASON").model_dump_json()
+    path.write_text("".join(line.replace("REASON", reason) + "\n" for reason in (r"\ud83d", r"\ud83d\ude00", "Größe")))
+    bad, *good = scan(path)
+    assert isinstance(bad, BadLine)
+    assert (bad.kind, bad.number) == ("schema", 1)
+    assert [one.reason for one in good if isinstance(one, Record)] == ["\N{GRINNING FACE}", "Größe"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"schema_version":1,"plan_ms":1' + "0" * 5000 + "}",
+        '{"schema_version":' + "[" * 100_000,
+        "[" * 100_000,
+    ],
+    ids=["digits", "brackets of a record", "brackets"],
+)
+def test_digits_and_brackets_without_end_are_garbage_and_break_nothing(path: Path, line: str) -> None:
+    path.parent.mkdir()
+    path.write_text(line + "\n" + make().model_dump_json() + "\n")
+    bad, good = scan(path)
+    assert isinstance(bad, BadLine)
+    assert bad.kind == "garbage"
+    assert good == make()
 
 
 @pytest.mark.parametrize(

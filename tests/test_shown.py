@@ -37,4 +37,4 @@ def test_a_text_becomes_one_line_of_what_can_be_seen(text: object, line: str) ->
 
 
 def test_lines_stay_lines() -> None:
-    assert shown_lines("Traceback:\r\n\tat \x1b[1mx  \n\n  end") == f"Traceback:\n    at {INSTEAD}[1mx\n\n  end"
+    assert shown_lines("Traceback:\r\n\tat \x1b[1mx  \n\n  end") == f"Traceback:\n    at {INSTEAD}[1mx  \n\n  end"

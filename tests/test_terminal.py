@@ -67,7 +67,8 @@ def hostile_doctor() -> dict:
         "commit": HOSTILE, "dirty": False, "code": HOSTILE,
     }  # fmt: skip
     backend = {"summary": HOSTILE, "reasons": {"float32": {"fwd": [HOSTILE], "fwdbwd": [HOSTILE]}}}
-    ceilings = {"float32": {"bandwidth_bytes_per_s": 1.0, "rate_flops_per_s": 1.0, "source": HOSTILE}}
+    rates = ("bandwidth_bytes_per_s", "read_bytes_per_s", "copy_bytes_per_s", "rate_flops_per_s")
+    ceilings = {"float32": dict.fromkeys(rates, 1.0) | {"rate_exponentials_per_s": None, "source": HOSTILE}}
     return {"devices": {"cpu": {"machine": machine, "backends": {HOSTILE: backend}, "ceilings": ceilings}}}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -33,12 +32,14 @@ def check(
     device: opt.Device = "auto",
     window_style: opt.Styles = ["residues"],  # noqa: B006
     batch: opt.Batches = ["1"],  # noqa: B006
+    n_blocks: opt.Blocks = ["3"],  # noqa: B006
+    c_atom: opt.AtomWidths = ["128"],  # noqa: B006
+    c_atompair: opt.PairWidths = ["16"],  # noqa: B006
+    c_token: opt.TokenWidths = ["384"],  # noqa: B006
+    c_pair: opt.TokenPairWidths = ["128"],  # noqa: B006
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
-    pairs: Annotated[
-        int,
-        typer.Option(help="Check at most so many pairs (rows x K); more rows are sampled.", rich_help_panel=opt.RUN),
-    ] = 1 << 20,
+    pairs: opt.Pairs = 1 << 20,
     as_json: opt.Json = False,
 ) -> None:
     """Is every backend right? Outputs and all gradients against the float64 reference; no timing.
@@ -51,13 +52,14 @@ def check(
 
       python -m benchmarks check -b ./my_backend.py -n 512 --window 16 --level attention,block,stack
     """
-    backends = arms.expand(list(opt.words(backend)))
+    backends = arms.expand(list(opt.paths(backend)))
     out = show.console(stderr=as_json)
     with Host(threads=threads) as host:
         wanted = opt.axes(
             workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
             dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device, host),
-            seed=seed, default_workload=("ubiquitin",),
+            seed=seed, default_workload=("ubiquitin",), n_blocks=n_blocks, c_atom=c_atom, c_atompair=c_atompair,
+            c_token=c_token, c_pair=c_pair,
         )  # fmt: skip
         groups = harness.plan(wanted, backends)
         settings = opt.settings(out=None, options=Options(speed=False, memory=False, gate_pairs=pairs), seed=seed)

@@ -74,8 +74,7 @@ def render(found: dict[str, Any], out: Console) -> None:
                 f"{rate['read_bytes_per_s'] / 1e9:.1f}, copying {rate['copy_bytes_per_s'] / 1e9:.1f}), "
                 f"{rate['rate_flops_per_s'] / 1e12:.3g} TFLOP/s, "
                 + ("no" if exponentials is None else f"{exponentials / 1e9:.3g} G")
-                + f" exponentials/s ({rate['source']})",
-                markup=False,
+                + f" exponentials/s ({rate['source']})"
             )
         out.print(_table(name, facts["backends"]))
 

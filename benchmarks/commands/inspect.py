@@ -100,6 +100,8 @@ def inspect(
     odd = [d for d in opt.words(dtype) if d not in known]
     if odd:
         raise opt.BadAxis(f"--dtype: expected {', '.join(known)}, got {odd[0]}")
+    if out is not None:
+        opt.out_path(out)
     from variants._triton_inspect import KERNELS, SIZES
 
     asked = [
@@ -125,8 +127,7 @@ def _kept(asked: list[Job], out: Path | None, processes: int) -> Iterator[dict[s
     for row in _compiled(missing, min(processes, len(missing))):
         known[_key(row)] = row
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
+            with opt.writing(out), out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     return (known[_key(job.labels())] for job in asked)
 

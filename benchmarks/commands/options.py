@@ -5,9 +5,12 @@ Every list option may be repeated or hold commas: ``--window 16,32 --window 64``
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,6 +86,23 @@ Styles = Annotated[
     ),
 ]
 Batches = Annotated[list[str], typer.Option("--batch", help="Batch size B.", rich_help_panel=AXES)]
+Blocks = Annotated[
+    list[str], typer.Option("--n-blocks", help="Blocks of a stack, encoder or decoder.", rich_help_panel=AXES)
+]
+AtomWidths = Annotated[list[str], typer.Option("--c-atom", help="Channels of an atom.", rich_help_panel=AXES)]
+PairWidths = Annotated[
+    list[str], typer.Option("--c-atompair", help="Channels of a pair of atoms, C.", rich_help_panel=AXES)
+]
+TokenWidths = Annotated[list[str], typer.Option("--c-token", help="Channels of a residue.", rich_help_panel=AXES)]
+TokenPairWidths = Annotated[
+    list[str], typer.Option("--c-pair", help="Channels of a pair of residues.", rich_help_panel=AXES)
+]
+Pairs = Annotated[
+    int,
+    typer.Option(
+        "--pairs", min=1, help="Check at most so many pairs (rows x K); more rows are sampled.", rich_help_panel=RUN
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of inputs, weights and order.", rich_help_panel=RUN)]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads. [default: all cores]", rich_help_panel=RUN)
@@ -120,6 +140,11 @@ def words(values: Sequence[str] | None) -> tuple[str, ...]:
     """The items of a list option, commas split, none twice, in order."""
     items = [item.strip() for value in values or () for item in value.split(",")]
     return tuple(dict.fromkeys(item for item in items if item))
+
+
+def paths(values: Sequence[str] | None) -> tuple[str, ...]:
+    """The items of a list option of files: a comma is part of a name where such a file is there."""
+    return tuple(dict.fromkeys(p for v in values or () for p in ((v,) if os.path.exists(v) else words([v]))))
 
 
 def numbers(option: str, values: Sequence[str] | None) -> tuple[int, ...]:
@@ -167,14 +192,16 @@ def axes(
     device: Literal["cpu", "cuda"],
     seed: int,
     default_workload: tuple[str, ...] = (),
+    **model: Sequence[str],
 ) -> list[Axes]:
-    """Every combination of what was asked for; proteins and synthetic lengths are both sources of atoms."""
+    """Every combination of what was asked for; proteins and synthetic lengths are both sources of atoms. ``model``:
+    what else there is of the model's sizes, by the names of :class:`~.cases.Axes`."""
     sizes = numbers("--n-atom", n_atom)
     proteins = words(workload)
     for name in proteins:
         if name not in workloads.names():
             raise BadAxis(f"--workload: expected one of {_names(workloads.names())}; got {name!r}. Files: --structure")
-    sources = (*proteins, *words(structure))
+    sources = (*proteins, *paths(structure))
     if not sources and not sizes:
         sources = default_workload
     sets = words(atoms)
@@ -187,7 +214,7 @@ def axes(
         "window_style": words(style),
         "window": numbers("--window", window),
         "k_cap": numbers("--k", k) or (None,),
-    }
+    } | {name: numbers(f"--{name.replace('_', '-')}", values) for name, values in model.items()}
     base = Axes(device=device, seed=seed)
     found: list[Axes] = []
     if sources:
@@ -207,8 +234,47 @@ def command_line() -> tuple[str, ...]:
     return tuple(sys.argv)
 
 
-def out_path(out: Path) -> Path:
-    """Refuse early what could not be written at the end."""
-    if out.is_dir():
-        raise BadAxis(f"--out: expected a file's path, {out} is a folder")
+def out_path(out: Path, option: str = "--out") -> Path:
+    """A file that can be added to, found out before anything is measured: it is there afterwards, if only empty."""
+    with _writable(option, out, "a file"):
+        if out.exists() and not out.is_file():
+            what = "a folder" if out.is_dir() else "a device, a pipe or a socket"
+            raise BadAxis(f"{option}: expected a file's path, {out} is {what}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("ab"):
+            pass
     return out
+
+
+def out_folder(out: Path, *files: str, option: str = "--out") -> Path:
+    """A folder that files can be made in, and those of these ``files`` that are there can be written."""
+    with _writable(option, out, "a folder"):
+        if out.exists() and not out.is_dir():
+            raise BadAxis(f"{option}: expected a folder, {out} is a file")
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        for file in files:
+            if (out / file).exists():
+                out_path(out / file, option)
+    return out
+
+
+@contextlib.contextmanager
+def _writable(option: str, out: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        if isinstance(e, BadAxis):
+            raise
+        why = getattr(e, "strerror", None) or e
+        raise BadAxis(f"{option}: expected {what} that can be written, got {out}: {why}") from None
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What cannot be written all the same, since the disk is full by now, leaves as one line too."""
+    try:
+        yield
+    except OSError as e:
+        raise CannotRecord(f"{out}: {e.strerror or e}") from None

@@ -30,6 +30,7 @@ from .programmes import Device, Programme, Stage, bench_programme, gpu_programme
 PROFILE_S, PROFILE_SHARE = 60.0, 0.25  # most for the profiles; what comes before leaves them the lesser of both
 REPORT_S, REPORT_SHARE = 40.0, 0.15  # kept back from a budget for drawing the page: the lesser of both
 BENCH_S = 285.0
+FILES = ("doctor.json", "gate.jsonl", "records.jsonl", profiles.PROFILES)
 GATE_SHARE = 0.3  # every cell of the sweep has its own gate too; this one goes over modes and dtypes first
 Share = tuple[Device, Callable[[Device, frozenset[str]], Programme], float]  # of the time that is left
 
@@ -46,6 +47,7 @@ def bench(
     where the first ended.
     """
     ends = time.monotonic() + budget_s
+    opt.out_folder(out, *FILES)
     with Host(threads=threads) as host:
         programmes: list[Share] = [("cpu", bench_programme, 1.0)]
         if opt.one_device("auto", host) == "cuda":
@@ -67,6 +69,7 @@ def gpu(
     ended.
     """
     ends = time.monotonic() + budget_s
+    opt.out_folder(out, *FILES)
     with Host(threads=threads) as host:
         programmes: list[Share] = [(opt.one_device(device, host), gpu_programme, 1.0)]
         raise typer.Exit(_run(programmes, out, budget_s, ends, host))
@@ -75,10 +78,10 @@ def gpu(
 def _run(programmes: list[Share], out: Path, budget_s: float, ends: float, host: Host) -> int:
     """Doctor, then each programme in its share of the time that is left, then the report; 1 if a gate was red."""
     console = show.console()
-    out.mkdir(parents=True, exist_ok=True)
     console.rule("doctor")
     found = doctor.examine(host, tuple(device for device, _, _ in programmes), rates=False)
-    (out / "doctor.json").write_text(json.dumps(found, indent=1))
+    with opt.writing(out / "doctor.json"):
+        (out / "doctor.json").write_text(json.dumps(found, indent=1))
     doctor.render(found, console)
     records: list[Record] = []
     failed = False

@@ -61,9 +61,9 @@ def profile(
 
       python -m benchmarks profile triton_fused gather --dtype bfloat16 --mode fwd,fwdbwd -n 16384 --out out
     """
-    if out is not None and out.exists() and not out.is_dir():
-        raise opt.BadAxis(f"--out: expected a folder, {out} is a file")
-    specs = arms.expand(list(opt.words(backend)))
+    specs = arms.expand(list(opt.paths(backend)))
+    if out is not None:
+        opt.out_folder(out, PROFILES)
     shown = show.console(stderr=as_json)
     with Host(threads=threads) as host:
         wanted = opt.axes(

@@ -169,15 +169,16 @@ def regress(
 
       python -m benchmarks regress v1..v2 -b banded -n 2048 --level attention --budget-s 60
     """  # fmt: skip
-    if markdown is not None and markdown.is_dir():
-        raise BadAxis(f"--markdown: expected a file's path, {markdown} is a folder")
     if not 0 < margin < 1:
         raise BadAxis(f"--margin: expected a share between 0 and 1, got {margin:g}")
     a, b = between(commits, repo)
+    if markdown is not None:
+        opt.out_path(markdown, "--markdown")
     account = _account(a, b, margin=margin)
     if (account.missing or account.same_code) and not (same and not account.missing):
         _tell(account, markdown, as_json=as_json)
         return
+    opt.out_path(out)
     with Host(threads=threads) as host:
         chosen = opt.one_device(device, host)
     asked = functools.partial(
@@ -190,7 +191,7 @@ def regress(
         wanted += asked(level=["block"], mode=["fwdbwd"])
     choose(opt.words(backend), a, b)
     plan = Plan(
-        problems_of(wanted), opt.words(backend), budget_s=budget_s, rounds=rounds, out=opt.out_path(out),
+        problems_of(wanted), opt.words(backend), budget_s=budget_s, rounds=rounds, out=out,
         threads=threads, seed=seed, argv=tuple(sys.argv),
     )  # fmt: skip
     account = _measure(a, b, plan, margin, as_json=as_json)
@@ -232,8 +233,8 @@ def _measure(a: Code, b: Code, plan: Plan, margin: float, *, as_json: bool) -> t
 def _tell(account: told.Account, markdown: Path | None, *, as_json: bool) -> None:
     """The result, in every form that was asked for."""
     if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(told.markdown(account), encoding="utf-8")
+        with opt.writing(markdown):
+            markdown.write_text(told.markdown(account), encoding="utf-8")
     if as_json:
         print(json.dumps(told.as_json(account)))
     out = show.console(stderr=as_json)

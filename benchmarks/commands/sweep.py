@@ -10,6 +10,7 @@ import typer
 
 from ..harness import arms
 from ..harness import sweep as harness
+from ..harness.again import recall
 from ..harness.cases import BadAxis
 from ..harness.host import Host
 from ..harness.measure import Options
@@ -17,6 +18,7 @@ from ..harness.record import Status
 from ..harness.shown import shown
 from . import console as show
 from . import options as opt
+from .recall import recalled
 
 FAILED_STATUSES = frozenset({"wrong", "crashed"})
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -24,6 +26,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 @opt.reported
 def sweep(
+    ctx: typer.Context,
     backend: opt.Backends = ["all"],  # noqa: B006  typer copies it
     workload: opt.Workloads = None,
     structure: opt.Structures = None,
@@ -38,6 +41,11 @@ def sweep(
     device: opt.Device = "auto",
     window_style: opt.Styles = ["residues"],  # noqa: B006
     batch: opt.Batches = ["1"],  # noqa: B006
+    n_blocks: opt.Blocks = ["3"],  # noqa: B006
+    c_atom: opt.AtomWidths = ["128"],  # noqa: B006
+    c_atompair: opt.PairWidths = ["16"],  # noqa: B006
+    c_token: opt.TokenWidths = ["384"],  # noqa: B006
+    c_pair: opt.TokenPairWidths = ["128"],  # noqa: B006
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
     group_budget_s: opt.GroupBudget = 10.0,
@@ -48,6 +56,15 @@ def sweep(
     try_oversized: Annotated[
         bool, typer.Option(help="Start cells that are predicted not to fit in memory.", rich_help_panel=opt.RUN)
     ] = False,
+    pairs: opt.Pairs = Options.gate_pairs,
+    again: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY@FILE",
+            help="Measure one cell on file again, as it was asked for: its key, BACKEND@PROBLEM, and the file.",
+            rich_help_panel=opt.RUN,
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Measure again what is on file.", rich_help_panel=opt.RUN)] = False,
     retry: Annotated[
         list[str] | None,
@@ -76,27 +93,37 @@ def sweep(
 
       python -m benchmarks sweep --structure my.cif --atoms heavy,atom14 --mode fwdbwd --level block,stack
 
+      python -m benchmarks sweep --again banded@0123456789abcdef@out/records.jsonl
+
     Then draw the report:  python -m reports out/records.jsonl --out out
     """
     chosen = opt.words(retry)
     for status in chosen:
         if status not in STATUSES:
             raise BadAxis(f"--retry: expected statuses out of {', '.join(STATUSES)}; got {status!r}")
-    backends = arms.expand(list(opt.words(backend)))
+    options = Options(budget_s=group_budget_s, try_oversized=try_oversized, gate_pairs=pairs)
+    cell = None if again is None else recalled(again, ctx, options, opt.paths(backend))
+    if cell is not None:
+        fresh, seed, options, threads = True, cell.problem.seed, cell.options, threads or cell.threads
+    backends = arms.expand(list(opt.paths(backend)) if cell is None else [cell.backend])
     with Host(threads=threads) as host:
-        wanted = opt.axes(
-            workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
-            dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device, host),
-            seed=seed, default_workload=("ubiquitin", "gfp"),
-        )  # fmt: skip
+        if cell is not None:
+            opt.one_device(cell.problem.device, host)
+            wanted = [recall(cell.problem, opt.paths(structure))]
+        else:
+            wanted = opt.axes(
+                workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
+                dtype=dtype, mode=mode, level=level, style=window_style, batch=batch,
+                device=opt.one_device(device, host), seed=seed, default_workload=("ubiquitin", "gfp"),
+                n_blocks=n_blocks, c_atom=c_atom, c_atompair=c_atompair, c_token=c_token, c_pair=c_pair,
+            )  # fmt: skip
         groups = harness.plan(wanted, backends)
         if plan_only:
             for group in groups:
                 print(show.title(group.problem), "|", shown(", ".join(map(arms.name_of, group.backends))))
             return
         settings = opt.settings(
-            out=opt.out_path(out), options=Options(budget_s=group_budget_s, try_oversized=try_oversized),
-            budget_s=budget_s, fresh=fresh, retry=frozenset(chosen), seed=seed,
+            out=opt.out_path(out), options=options, budget_s=budget_s, fresh=fresh, retry=frozenset(chosen), seed=seed,
         )  # fmt: skip
         outcome = run(groups, settings, host, as_json=as_json)
     raise typer.Exit(exit_code(outcome))

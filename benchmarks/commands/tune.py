@@ -94,6 +94,8 @@ def _timed(kernels: list[Kernel], write: Path | None) -> Iterator[dict[str, Any]
     from variants import _triton_tuned as file
 
     named = os.environ.get(file.TUNED_FILE)
+    if write is not None:
+        opt.out_folder(write.parent, write.name, option="--write")  # the file itself is replaced, never begun
     path = write or (Path(named) if named else file.default_file())
     try:
         for done in tuning.tune(kernels, path):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cases import INDEX_BACKEND
+from .cases import INDEX_BACKEND, is_text
 from .record import Problem
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def expand(specs: list[str]) -> tuple[str, ...]:
         for one in known if spec == "all" else (spec,):
             if is_file(one) and not Path(one).is_file():
                 raise UnknownBackend(f"--backend: expected a backend's file, {one} does not exist")
+            if not is_text(name_of(one)):
+                raise UnknownBackend(f"--backend: expected a file whose name is UTF-8, got {one!r}")
             if is_file(one) and name_of(one) in known:
                 raise UnknownBackend(f"--backend: {one} is named like the registered {name_of(one)}; rename the file")
             if not is_file(one) and one not in known:

@@ -11,7 +11,9 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from pydantic import ValidationError
 
 from . import workloads
 from .record import AtomSet, DType, Level, Mode, Problem, WindowStyle
@@ -24,8 +26,11 @@ ATOM_SETS: tuple[str, ...] = get_args(AtomSet)
 WINDOW_STYLES: tuple[str, ...] = get_args(WindowStyle)
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SYNTHETIC = "synthetic"
+LARGEST = 2**31 - 1  # of any number on an axis
 # The index has no backend: it is built by the layer itself.
 INDEX_BACKEND = "build_sparse_pairs"
+STACKED = ("stack", "encoder", "decoder")  # levels of more than one block
+WIDTHS = ("c_atom", "c_atompair", "c_token", "c_pair")
 # Encoder and decoder build their index themselves, from tok_idx and the window alone.
 OWN_INDEX = ("encoder", "decoder")
 
@@ -61,6 +66,10 @@ class Axes:
     heads: int = 4
     batch: int = 1
     n_blocks: int = 3
+    c_atom: int = Problem.model_fields["c_atom"].default
+    c_atompair: int = Problem.model_fields["c_atompair"].default
+    c_token: int = Problem.model_fields["c_token"].default
+    c_pair: int = Problem.model_fields["c_pair"].default
     seed: int = 0
 
 
@@ -94,6 +103,8 @@ def resolve(axes: Axes) -> tuple[Problem, str | None]:
     _check(axes)
     atoms = axes.atoms
     work = workload_of(axes.workload, axes.n_atom, atoms, axes.seed)  # type: ignore[arg-type]
+    if not is_text(work.name):
+        raise BadAxis(f"--structure: expected a file whose name is UTF-8, got {work.name!r}")
     k, live = count_pairs(
         work,
         axes.window,
@@ -101,27 +112,43 @@ def resolve(axes: Axes) -> tuple[Problem, str | None]:
         style=axes.window_style,
         chains=axes.level not in ("decoder", "index"),
     )
-    stacked = axes.level in ("stack", "encoder", "decoder")
-    problem = Problem(
-        level=axes.level,  # type: ignore[arg-type]
-        mode=axes.mode,  # type: ignore[arg-type]
+    problem = _problem(
+        level=axes.level,
+        mode=axes.mode,
         device=axes.device,
-        dtype=axes.dtype,  # type: ignore[arg-type]
+        dtype=axes.dtype,
         workload=SYNTHETIC if axes.workload is None else work.name,
-        atoms=atoms,  # type: ignore[arg-type]
+        atoms=atoms,
         n_atom=work.n_atom,
         n_res=work.n_res,
         window=axes.window,
-        window_style=axes.window_style,  # type: ignore[arg-type]
+        window_style=axes.window_style,
         k_cap=axes.k_cap,
         n_neighbor=k,
         live_pairs=live * axes.batch,
         batch=axes.batch,
         heads=axes.heads,
-        n_blocks=axes.n_blocks if stacked else 1,
+        n_blocks=axes.n_blocks if axes.level in STACKED else 1,
         seed=axes.seed,
+        **{name: getattr(axes, name) for name in WIDTHS},
     )
     return problem, axes.workload
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name can be written into a record: not every name of bytes is one of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _problem(**sizes: Any) -> Problem:
+    try:
+        return Problem(**sizes)
+    except ValidationError as e:  # each axis is fine, their product has no name
+        raise BadAxis(f"the axes: expected a problem that can be counted, got {e.errors()[0]['loc'][0]}") from None
 
 
 def _check(axes: Axes) -> None:
@@ -141,12 +168,14 @@ def _check(axes: Axes) -> None:
         ("--heads", axes.heads),
         ("--batch", axes.batch),
         ("--n-blocks", axes.n_blocks),
+        *((f"--{name.replace('_', '-')}", getattr(axes, name)) for name in WIDTHS),
     ):
-        if value is not None and value < 1:
-            raise BadAxis(f"{option}: expected a number of at least 1, got {value}")
-    c_atom = Problem.model_fields["c_atom"].default
-    if c_atom % axes.heads:
-        raise BadAxis(f"--heads: expected a divisor of c_atom = {c_atom}, got {axes.heads}")
+        if value is not None and not 1 <= value <= LARGEST:
+            raise BadAxis(f"{option}: expected a number of at least 1 and at most {LARGEST:,}, got {value}")
+    if not 0 <= axes.seed <= LARGEST:
+        raise BadAxis(f"--seed: expected a number of at least 0 and at most {LARGEST:,}, got {axes.seed}")
+    if axes.c_atom % axes.heads:
+        raise BadAxis(f"--heads: expected a divisor of c_atom = {axes.c_atom}, got {axes.heads}")
     if axes.level in (*OWN_INDEX, "index") and (axes.k_cap is not None or axes.window_style != "residues"):
         raise BadAxis(
             f"--k, --window-style: level {axes.level} builds its own index from the window, "

@@ -22,7 +22,7 @@ def shown(text: object) -> str:
 
 def shown_lines(text: object) -> str:
     """The same for a text of many lines, which keeps its line breaks and indents."""
-    return "\n".join(_seen(line.expandtabs(4).rstrip()) for line in str(text).split("\n"))
+    return "\n".join(_seen(line.removesuffix("\r").expandtabs(4)) for line in str(text).split("\n"))
 
 
 def _seen(line: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from . import arms, workloads
+from .again import command
 from .cases import Axes, BadAxis, Group, resolve
 from .footprint import input_bytes, pair_bytes
 from .host import START_LIMIT_S, Host, seconds_left
@@ -285,6 +286,8 @@ class Sweep:
             "provenance": where.model_copy(update={"environment": where.environment | files}),
         }
         cell = cell | {name: portable(cell.get(name)) for name in ("reason", "error")}
+        threads = where.environment.get("threads")
+        common["again"] = command(pending.group.problem, cell["backend"], as_asked(self.settings.options), threads)
         try:
             return Record(**common, **{k: v for k, v in cell.items() if k != "backend"})
         except ValidationError as e:
@@ -346,9 +349,10 @@ def files_of(group: Group, spec: str) -> dict[str, Any]:
 
 
 def portable(text: str | None) -> str | None:
-    """Without this machine's folders: records are shown to others."""
+    """As text, without this machine's folders: records are shown to others."""
     if text is None:
         return None
+    text = text.encode(errors="backslashreplace").decode()  # a file's name may hold bytes that are no text
     for folder, shown in (
         (sys.prefix, "<python>"),
         (sys.base_prefix, "<python>"),

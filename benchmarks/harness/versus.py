@@ -27,6 +27,7 @@ from .process import Event, WorkerDied, WorkerTimeout
 from .record import Record, append
 from .scratch import Scratch
 from .side import Side
+from .sweep import as_asked
 from .versus_plan import (
     AIMED_ROUNDS,
     ENOUGH_ROUNDS,
@@ -208,12 +209,15 @@ class Versus:
         trial.cell.price_s += time.monotonic() - started
         self._record(sides, trial.cell, trial.found)
 
-    def _open(self, side: Side, cell: Cell) -> Event:
+    def _options(self) -> Options:
+        """Of this round."""
         pairs = LATER_GATE_PAIRS if self.rounds else FIRST_GATE_PAIRS
-        options = Options(gate_pairs=pairs, memory=self.rounds < MEMORY_ROUNDS, limits_s=self.plan.limits_s)
+        return Options(gate_pairs=pairs, memory=self.rounds < MEMORY_ROUNDS, limits_s=self.plan.limits_s)
+
+    def _open(self, side: Side, cell: Cell) -> Event:
         try:
             side.describe(cell.problem.device)
-            side.enter(cell.problem, cell.source, options, self._deadline)
+            side.enter(cell.problem, cell.source, self._options(), self._deadline)
         except (WorkerDied, WorkerTimeout) as e:
             return self._failure(e)
         known = {"calls": cell.calls, "seconds": cell.seconds} if cell.calls else None
@@ -282,7 +286,8 @@ class Versus:
 
     def _record(self, sides: dict[str, Side], cell: Cell, found: dict[str, dict[str, Any]]) -> None:
         """Both sides of this round in one write."""
-        records = pair_of(sides, cell, found, self.plan, self.run_id, self.rounds + 1)
+        asked = as_asked(self._options())
+        records = pair_of(sides, cell, found, self.plan, asked, self.run_id, self.rounds + 1)
         for name, one in found.items():
             if one["status"] != "ok":
                 cell.failures[name].append(one["status"])

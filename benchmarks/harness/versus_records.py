@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .again import command
 from .device import code_hash
 from .record import Provenance, Record, Timing
 from .regression import MARK
@@ -33,14 +34,17 @@ def timing_of(samples: list[float], calls: int, cache: str) -> Timing:
 
 
 def pair_of(
-    sides: dict[str, Side], cell: Cell, found: dict[str, dict[str, Any]], plan: Plan, run: str, number: int
-) -> list[Record]:
-    """Both sides of a cell in round ``number`` of a run; ``found`` is what each side's process said of it."""
-    where = {name: _provenance(sides, name, found) for name in SIDES}
+    sides: dict[str, Side], cell: Cell, found: dict[str, dict[str, Any]], plan: Plan, asked: dict[str, Any], run: str,
+    number: int,
+) -> list[Record]:  # fmt: skip
+    """Both sides of a cell in round ``number`` of a run, for which these options were ``asked``; ``found`` is what
+    each side's process said of it."""
+    where = {name: _provenance(sides, name, found) | {"options": asked} for name in SIDES}
     commits = {name: side.code.short for name, side in sides.items()}
     marks = {name: {MARK: {"side": name, "round": number, **commits}} for name in SIDES}
     group = f"{run}/{cell.problem.key[:8]}-{cell.backend}-{number}"
-    common = {"run": run, "group": group, "backend": cell.backend, "problem": cell.problem}
+    again = command(cell.problem, cell.backend, asked, plan.threads)
+    common = {"run": run, "group": group, "backend": cell.backend, "problem": cell.problem, "again": again}
     return [_record(common, sides[name], found[name], where[name], marks[name], plan) for name in SIDES]
 
 
