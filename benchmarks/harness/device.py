@@ -201,7 +201,11 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
     def git(*command: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=20, check=True
+                ["git", "--no-optional-locks", "-C", str(folder), *command],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None
