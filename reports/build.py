@@ -25,6 +25,7 @@ from reports.analyse import Contest, Pair
 from reports.chronicle import Chronicle
 from reports.curves import Crossing
 from reports.history import History
+from reports.limits import machine_of
 from reports.load import Cell, Collection, Place, setting_labels, to_frame
 from reports.panel import Drawing, Picture, render
 from reports.profiles import Section
@@ -106,11 +107,12 @@ def build(
             {axis: [c for c in drawn_from if c.place == place] for axis, drawn_from in found.items()}, labels, names,
             [r for r in repeated if r.place == place],
         )  # fmt: skip
-        views.append(_view(material, f"m{i + 1}", folder))
+        ceilings = {held.said() for c in material.cells if (held := collection.machines.get(machine_of(c.record)))}
+        views.append(_view(material, f"m{i + 1}", folder, sorted(ceilings)))
     told = _history(history, names, folder) if history is not None else None
     sources = [*collection.sources, *(history.results.sources if history else ())]
     said = "; ".join([*([_summary(collection)] if collection.cells else []), *([told.said.summary] if told else [])])
-    section = profiles.section(profile_files, folder)
+    section = profiles.section(profile_files, folder, collection.machines)
     report = Report(title, said, names, views, _notices(collection), sources, section, told)
     if folder is not None:
         if collection.cells:
@@ -146,7 +148,7 @@ def _sweep_out(drawn: Path, kept: set[str]) -> None:
             path.unlink()
 
 
-def _view(m: figures.Material, anchor: str, folder: Path | None) -> PlaceView:
+def _view(m: figures.Material, anchor: str, folder: Path | None, ceilings: Sequence[str]) -> PlaceView:
     sheets = figures.sheets(m)
     pictures = iter(_pictures([d for s in sheets for d in s.drawings], folder))
     galleries = [Gallery(s.title, s.note, list(islice(pictures, len(s.drawings)))) for s in sheets]
@@ -169,7 +171,7 @@ def _view(m: figures.Material, anchor: str, folder: Path | None) -> PlaceView:
         m.place, anchor, answer.headline(m.place, m.contests, m.labels),
         summary.answer(f"{anchor}-answer", regions, m.labels),
         summary.fit_matrix(f"{anchor}-fit", limits, m.labels, m.names),
-        _sure(m), galleries, held, machine.facts(m.cells), _place_notices(m.cells, m.contests),
+        [*_sure(m), *ceilings], galleries, held, machine.facts(m.cells), _place_notices(m.cells, m.contests),
     )  # fmt: skip
 
 

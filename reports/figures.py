@@ -57,8 +57,8 @@ def sheets(m: Material) -> list[Sheet]:
         "time": f"Median per call; shaded bars are 95% intervals. {strip} A ring marks where a line ends.",
         "memory": "Most bytes above the inputs in one call. Dashed: the pair tensor p that every backend is handed. "
         "Dotted: each backend's own memory model.",
-        "limit": "Floor time of the operation (its fewest bytes and FLOPs, at the measured ceilings) over measured "
-        "time; 100% cannot be beaten.",
+        "limit": "Floor time of the operation (inputs, outputs and weights once, FLOPs, exponentials, at the largest "
+        "ceilings on record of this machine) over measured time; 100% cannot be beaten.",
         "base": f"Paired ratios with 95% intervals, one row a problem; right of 1 is faster than {BASELINE}.",
         "gate": "Every cell's worst relative error against float64, as a share of its tolerance.",
     }

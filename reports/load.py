@@ -16,6 +16,7 @@ import pandas as pd
 from benchmarks.harness.place import Place, place_of, told_apart
 from benchmarks.harness.profile_record import PROFILES
 from benchmarks.harness.record import Problem, Record, scan
+from reports import limits
 
 LEVELS = ("attention", "block", "stack", "encoder", "decoder", "index")
 MODES = ("fwd", "fwdbwd", "train")
@@ -98,6 +99,7 @@ class Collection:
     cells: tuple[Cell, ...]
     rejected: tuple[Rejected, ...] = ()
     sources: tuple[str, ...] = field(default=())
+    machines: dict[limits.Machine, limits.Recorded] = field(default_factory=dict)  # their ceilings, as recorded
 
     @property
     def current(self) -> list[Cell]:
@@ -153,7 +155,9 @@ def load(paths: Sequence[Path], *, strict: bool = False) -> Collection:
     if not records:
         detail = f"; first of {len(rejected)} other lines: {rejected[0].why}" if rejected else ""
         raise InputError(f"expected at least one record in {', '.join(map(str, paths))}, found none{detail}")
-    return Collection(tuple(_supersede(records)), tuple(rejected), tuple(f.name for f in files))
+    machines = limits.recorded(r for r, _ in records)
+    cells = _supersede([(limits.judged(r, machines), source) for r, source in records])
+    return Collection(tuple(cells), tuple(rejected), tuple(f.name for f in files), machines)
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

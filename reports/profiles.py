@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.harness.place import Place, place_of, told_apart
 from benchmarks.harness.profile_record import PROFILES, Breakdown, Counters, Profile, Row, scan_profiles
 from benchmarks.harness.record import Problem
-from reports import words
+from reports import limits, words
 from reports.load import MODE_WORDS, SHORT_DTYPE
 from reports.table import Column, Table, num, text
 
@@ -88,8 +88,11 @@ def split(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return records, list(files)
 
 
-def section(files: Sequence[Path], out: Path | None) -> Section:
-    """What the page shows of these files: the newest profile of each backend, problem and place."""
+def section(
+    files: Sequence[Path], out: Path | None, machines: dict[limits.Machine, limits.Recorded] | None = None
+) -> Section:
+    """What the page shows of these files: the newest profile of each backend, problem and place; shares of the limit
+    by the ceilings of ``machines``, or of the profile's own run."""
     newest: dict[tuple[Place, str], tuple[Profile, Path]] = {}
     notices = []
     for path in files:
@@ -101,8 +104,8 @@ def section(files: Sequence[Path], out: Path | None) -> Section:
             if key not in newest or found.provenance.utc >= newest[key][0].provenance.utc:
                 newest[key] = (found, path.parent)
     places: dict[Place, list[tuple[Profile, Path]]] = {}
-    for (place, _), one in newest.items():
-        places.setdefault(place, []).append(one)
+    for (place, _), (profile, folder) in newest.items():
+        places.setdefault(place, []).append((limits.profiled(profile, machines or {}), folder))
     ordered = sorted(places, key=lambda p: max(one.provenance.utc for one, _ in places[p]), reverse=True)
     numbers = iter(range(1, len(newest) + 1))
     shown = told_apart(places)
