@@ -47,7 +47,7 @@ BACKEND = Backend(block=Block, summary="planted by a test", devices=("cpu",), dt
 BODIES = {
     "segfault": "ctypes.string_at(0)",
     "killed": "os.kill(os.getpid(), signal.SIGKILL)",
-    "hangs": "open(__file__ + '.hangs', 'w').close(); signal.pause()",
+    "hangs": "open(__file__ + '.hangs', 'w').write(str(os.getpid())); signal.pause()",
     "memory": "raise MemoryError('no room for 7 bytes')",
     "torch_memory": "raise torch.OutOfMemoryError('no room on the device')",
     "huge": "torch.empty(1 << 60)",
@@ -73,7 +73,7 @@ def groups_of(backends: tuple[str, ...], **axes) -> list[harness.Group]:
 
 
 class Watch:
-    """The parent's watch: an hour passes at once when something hangs, and else as much as a test says."""
+    """The parent's watch: an hour passes at every look while something hangs, and else as much as a test says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, hangs: Path) -> None:
         self.hangs = hangs.with_suffix(".py.hangs")
@@ -82,7 +82,9 @@ class Watch:
             monkeypatch.setattr(module, "time", self)
 
     def monotonic(self) -> float:
-        return self.now + (3600.0 if self.hangs.exists() else 0.0)
+        pid = self.hangs.read_text() if self.hangs.exists() else ""
+        self.now += 3600.0 * (pid != "" and Path(f"/proc/{pid}").exists())
+        return self.now
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +340,7 @@ def test_a_budget_ends_in_time_with_complete_cells(tmp_path: Path, host: Host, m
     on_file = list(read(tmp_path / "r.jsonl"))
     assert [(r.problem.n_atom, r.status) for r in on_file] == [(n, "ok") for n in (64, 64, 80, 80)]
     assert (len(outcome.made), outcome.unfinished) == (4, 8)
-    assert outcome.seconds == 12.0 + 3600.0
+    assert outcome.seconds >= 12.0 + 3600.0
 
 
 SWEEP = [
