@@ -21,6 +21,15 @@ import torch
 from torch import Tensor
 
 
+def nan_where_squares_overflow(p: Tensor) -> Tensor:
+    """p, and NaN in every row [C] whose squares are more than float32 holds.
+
+    The layer's norm gives NaN there. Inductor's has a variance of infinity, and so a bias of 0: a finite wrong number.
+    """
+    squares = p.detach().float().square().sum(-1, keepdim=True)
+    return torch.where(squares.isinf(), torch.nan, p)
+
+
 def compiled(function: Callable[..., Any], *tensors: Tensor | None, static: Hashable = ()) -> Callable[..., Any]:
     """``function`` compiled for calls like this one: the program made at the first such call.
 

@@ -142,7 +142,7 @@ def shared_bytes(direction: str, sizes: Sizes) -> int:
         return 0
     if direction == "backward":
         return 480 * wide
-    return wide * (192 if padded["CP"] == 16 else 256 if padded["CP"] == 32 or wide == 1024 else 384)
+    return wide * (192 if padded["CP"] < 64 else 384 if wide < 1024 else 256)
 
 
 def _one_backward_kernel(sizes: Sizes, arch: int) -> bool:

@@ -30,7 +30,7 @@ from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._band import BandPlan, band_plan
-from ._compiled import compiled, compiler_reasons
+from ._compiled import compiled, compiler_reasons, nan_where_squares_overflow
 from ._require import require
 
 _TILE = 128  # atoms per side of a score block: what FlexAttention's own kernel configurations divide
@@ -119,7 +119,7 @@ def _bias(block: AtomTransformerBlock, p: Tensor, valid_mask: Tensor, dtype: tor
 
     Written as one sum per head, not as a product of matrices: so compiled, it reads p once and keeps no norm of it.
     """
-    normed = block.norm_pair(torch.where(valid_mask[..., None], p, 0))
+    normed = block.norm_pair(torch.where(valid_mask[..., None], nan_where_squares_overflow(p), 0))
     return torch.stack([(normed * row).sum(-1) for row in block.pair_bias.weight.unbind(0)], 1).to(dtype)
 
 
@@ -158,7 +158,8 @@ def _attention(Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, blocks: Blocks, ho
         Q, K, V = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, rows - n)) for t in (Q, K, V))
     heads_first = (t.transpose(1, 2) for t in (Q, K, V))
     out = flex_attention(*heads_first, score_mod=score_mod, block_mask=mask, kernel_options={"BACKEND": "TRITON"})
-    return out.transpose(1, 2)[:, :n]
+    out = torch.where(bias.isnan().any(-1, keepdim=True), torch.nan, out[:, :, :n])  # the CPU's kernel passes over NaN
+    return out.transpose(1, 2)
 
 
 class FlexBlock(AtomTransformerBlock):

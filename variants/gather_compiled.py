@@ -21,13 +21,14 @@ from pallatom.architecture._validate import check_live_indices
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
-from ._compiled import compiled, compiler_reasons
+from ._compiled import compiled, compiler_reasons, nan_where_squares_overflow
 from ._require import backward_hook_reasons, require
 
 
 def _plain(
     block: AtomTransformerBlock, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor
 ) -> Tensor:
+    p = nan_where_squares_overflow(p)
     return AtomTransformerBlock._attend(block, Q, K, V, p, neighbor_idx, valid_mask)
 
 
