@@ -74,6 +74,15 @@ def test_intervals_cover_as_claimed(verdicts: pd.DataFrame) -> None:
         assert at_most(row.covered, row.trials, 0.97), row
 
 
+def test_looking_for_a_narrow_interval_costs_cover_and_the_nominal_one_pays_for_it() -> None:
+    """At nominal 95% the stop rule would leave too little; it is what the wider nominal level is for."""
+    rows = pd.read_csv(FOLDER / "cover.csv").set_index("interval")
+    plain, widened = rows.loc["nominal 95.0%, stopped"], rows.loc["nominal 96.5%, stopped"]
+    assert not at_most(plain.trials - plain.covered, plain.trials, 0.05)
+    assert at_most(widened.trials - widened.covered, widened.trials, 0.07)
+    assert trials.cover_looked_at(0.95, 20, (1,))["covered"] <= trials.cover_looked_at(0.965, 20, (1,))["covered"]
+
+
 def test_whole_tables_hold_a_false_verdict_no_oftener_than_claimed() -> None:
     for row in pd.read_csv(FOLDER / "families.csv").itertuples():
         assert at_most(row.alarms, row.trials, 0.05), row

@@ -23,7 +23,7 @@ WORDS = {
     "faster": "{a} is faster than {b}",
     "slower": "{a} is slower than {b}",
     "same": "{a} and {b} take the same time, within {margin:.0%}",
-    "unresolved": "undecided: these samples cannot tell {a} and {b} apart",
+    "unresolved": "undecided: neither surely more than {margin:.0%} and the noise apart nor surely less",
 }
 
 
@@ -53,6 +53,9 @@ def compare(
     as_json: opt.Json = False,
 ) -> None:
     """Is backend A faster than B? Measured in pairs, interleaved, with the interval and a verdict.
+
+    'Faster' needs the whole interval beyond what matters (3% on a CPU, 1% on a GPU) and beyond the noise floor of the
+    noisier of the two; 'the same time' needs it within what matters; all else is undecided.
 
     Examples:
 

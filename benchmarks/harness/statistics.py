@@ -26,13 +26,13 @@ the above, by ``python -m scripts.calibration`` (``reports/2026-11-27-statistics
 
 * ``order``, from six samples on: order statistics of the ``d_i``, interpolated (Hettmansperger and Sheather 1986), so
   that the cover does not jump with n. It assumes nothing of the samples' shape. Its nominal cover is 96.5% for the
-  95% asked: looking after every block whether it is narrow yet, as the clock does, costs up to 3.5 points
+  95% asked: looking after every block whether it is narrow yet, as the clock does, costs 3 points
   of cover, though the rule looks at the width alone and never at which arm leads.
 * ``t``, for 2 to 5 samples: Student's t of the logarithms, for no distribution-free 95% interval can be had from so
   few; it assumes log-normal samples, and covers more under heavier tails. Constant samples give it no scale: ``none``.
 * Single medians (:func:`median_interval`) do not pair, and a burst that spans blocks makes neighbours alike: their
   intervals are those of fewer samples, by the lag-1 correlation of ranks. That holds for bursts; what lasts for
-  many blocks is not seen in few (of a sway over eight blocks, 30 samples cover 90%, six 70%), and a drift over
+  many blocks is not seen in few (of a sway over eight blocks, 30 samples cover 92%, six 72%), and a drift over
   the whole run is in no interval of a single median. That is why arms are paired.
 
 Limits
@@ -65,7 +65,7 @@ MARGIN = {"cpu": 0.03, "cuda": 0.01}
 """Differences of this relative size do not matter to a user of the device: the verdict's margin."""
 
 _FEW = 6  # the range of so many samples is a distribution-free 96.5% interval of the median
-_UNLOOKED = 0.7  # share of the error allowed that looking for a narrow interval after every block leaves
+UNLOOKED = 0.7  # share of the error allowed that looking for a narrow interval after every block leaves
 _UNLOOKED_ALONE = 0.8  # likewise, of a lone median's
 _RANKS_FROM = 20  # p-values of fewer blocks are Student's: ranks of n give no less than 2^(1-n), too much for holm
 _MOST_CORRELATION = 0.95
@@ -234,8 +234,8 @@ def paired_ratio(a_ms: Sequence[float], b_ms: Sequence[float], *, edge: float = 
     constant = bool(d[-1] - d[0] < 1e-12)  # but for the rounding of logarithms
     if n < 2 or (n < _FEW and constant):
         return Ratio(math.exp(centre), None, None, None, n, "none")
-    p = min(1.0, _order_p_value(d, edge) / _UNLOOKED) if n >= _RANKS_FROM or constant else student(d, edge=edge)[2]
-    low, high = _order_interval(d, _UNLOOKED * (1 - confidence)) if n >= _FEW else student(d, confidence=confidence)[:2]
+    p = min(1.0, _order_p_value(d, edge) / UNLOOKED) if n >= _RANKS_FROM or constant else student(d, edge=edge)[2]
+    low, high = _order_interval(d, UNLOOKED * (1 - confidence)) if n >= _FEW else student(d, confidence=confidence)[:2]
     low, high = min(low, centre), max(high, centre)
     return Ratio(math.exp(centre), math.exp(low), math.exp(high), p, n, "order" if n >= _FEW else "t")
 

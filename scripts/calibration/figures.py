@@ -54,6 +54,7 @@ def cover_of(verdicts: pd.DataFrame, cover: pd.DataFrame) -> pd.DataFrame:
     stopped = verdicts.groupby(["protocol", "machine"], sort=False)[["trials", "covered"]].sum().reset_index()
     words = {"cpu": "paired, stopped at 3%", "cuda": "paired, stopped at 1%"}
     stopped["label"] = stopped.protocol.map(lambda p: words.get(p, p.removeprefix("regress, ")))
+    cover = cover[cover.machine.isin(STYLES)]
     kinds = cover.assign(label=[
         kind if kind.endswith("stopped") else f"{'paired' if kind.startswith('paired') else 'single'}, {n} blocks"
         for kind, n in zip(cover.interval, cover.n)

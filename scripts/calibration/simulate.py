@@ -52,7 +52,7 @@ def cover_tasks(scale: float) -> list[Task]:
             if n >= 6:
                 tasks.append((trials.cover, ("single median", name, n, max(2, int(scale * 500)), (4, k, n))))
         tasks.append((trials.cover_alone, (name, max(2, int(scale * 200)), (5, k))))
-    return tasks
+    return tasks + [(trials.cover_looked_at, (nominal, max(2, int(scale * 1000)), (7,))) for nominal in (0.95, 0.965)]
 
 
 def family_tasks(scale: float) -> list[Task]:

@@ -147,6 +147,22 @@ def cover_alone(name: str, trials: int, seed: tuple[int, ...]) -> dict:
     return {"interval": "single median, stopped", "machine": name, "n": 0, "trials": trials, "covered": hits}
 
 
+def cover_looked_at(nominal: float, trials: int, seed: tuple[int, ...]) -> dict:
+    """What looking costs: intervals of this nominal cover, stopped by the clock's rule on plain normal noise."""
+    rng, hits = np.random.default_rng(seed), 0
+    confidence = 1 - (1 - nominal) / st.UNLOOKED
+    for _ in range(trials):
+        a, n = np.exp(rng.normal(0, 0.11, MOST_BLOCKS)), 20
+        while True:
+            found = st.paired_ratio(a[:n], np.ones(n), confidence=confidence)
+            if n == MOST_BLOCKS or (found.half_width or 1) <= st.MARGIN["cpu"]:
+                break
+            n += 1
+        hits += _holds(found, 1.0)
+    return {"interval": f"nominal {nominal:.1%}, stopped", "machine": "normal noise", "n": 0, "trials": trials,
+            "covered": hits}  # fmt: skip
+
+
 def steady(machine: Machine) -> Machine:
     """Without its drift, under which one arm's median has no fixed truth; its memory is of four blocks at most."""
     return Machine(**(asdict(machine) | {"drift": 0.0, "memory": 4.0, "length": 4.0}))
