@@ -79,7 +79,10 @@ def same_commit(seconds: float, *, n_atom: int = 128) -> Iterator[dict[str, Any]
                 "-n", str(n_atom), "--device", "cpu", "--threads", "1", "-b", ",".join(BACKENDS), "--rounds", "5",
                 "--budget-s", f"{min(left, 240.0):.0f}", "--out", str(Path(folder) / "records.jsonl"),
             ]  # fmt: skip
-            told = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode not in (0, 1):  # 1 is a verdict, and here a false one
+                raise RuntimeError(f"regress left with {done.returncode}: {done.stderr.strip()[-500:]}")
+            told = json.loads(done.stdout)
         for cell in told["cells"]:
             change = cell["change"]
             if change is not None and change["low"] is not None:
