@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 OUT ?= out
 RECORDS ?= $(OUT)/records.jsonl
 
-.PHONY: help bench test lint gpu report clean
+.PHONY: help bench test newest-triton lint gpu report clean
 
 help:
 	@echo "make bench   environment, doctor, gate, a sweep over real proteins, the report (about 5 minutes, no GPU needed)"
 	@echo "make test    environment, lint, all tests"
+	@echo "make newest-triton   the fused kernels with the newest triton on the registry, in a folder that goes again"
 	@echo "make gpu     everything that needs a CUDA GPU, bounded by BUDGET_S (default 540); call again to go on"
 	@echo "make report  the page from RECORDS (default $(RECORDS)) into OUT (default $(OUT))"
 	@echo "make lint    ruff and pyright"
@@ -28,6 +29,9 @@ bench: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+newest-triton: $(READY)
+	scripts/newest_triton.sh
 
 lint: $(READY)
 	$(BIN)/ruff check .
