@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.harness.shown import shown
 from reports import asv_results, history, page, profiles, readme
 from reports.build import Report, build
 from reports.load import Collection, InputError, load
+from reports.marks import plain
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 ERROR_EXIT = 2
@@ -50,7 +52,7 @@ def main(
         if readme_file is not None:
             readme.write(readme_file, report, records, out)
     except (InputError, OSError) as e:
-        errors.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(shown(f"error: {e}"), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(ERROR_EXIT) from e
     for r in (*collection.rejected, *(commits.results.rejected if commits else ())):
         where = f"{r.source}:{r.line}" if r.line else r.source
@@ -80,7 +82,7 @@ def _tell(report: Report, html_path: Path) -> None:
     for title, lines in said:
         console.print(title, style="bold", markup=False, highlight=False)
         for line in lines:
-            console.print("  " + line.replace("**", "").replace("`", ""), markup=False, highlight=False)
+            console.print("  " + plain(line), markup=False, highlight=False)
     console.print(f"{report.summary}\n{html_path}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,6 @@
 """The answer in plain words: which backend to use where, by how much, how sure, and what will fit.
 
-Sentences carry ``**bold**`` and `` `backend` `` marks only, so that the page and its Markdown twin share them.
+Sentences carry the marks of :mod:`reports.marks` only, so that the page and its Markdown twin share them.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from reports import words
-from reports.analyse import BASELINE, Contest, Pair, median_ms
+from reports.analyse import BASELINE, Contest, Pair
 from reports.load import Family, Place, Setting, setting
+from reports.marks import bold, code
+from reports.measured import has_two_times, time_words, wall_ms
+from reports.rivals import Rival, largest_shared, standing, strongest
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,12 @@ class Region:
     @property
     def shown(self) -> Contest:
         """The largest N, at the usual window and without a cap where there is one, else with most pairs."""
-        return max(self.contests, key=_standing)
+        return max(self.contests, key=standing)
+
+    @cached_property
+    def rival(self) -> Rival | None:
+        """The strongest rival over the problems of the region."""
+        return strongest(self.contests, self.use)
 
     @property
     def resolved(self) -> int:
@@ -49,11 +58,6 @@ class Region:
         parts.append(_span("K", [p.n_neighbor for p in problems]))
         named = f" ({names[0]})" if len(names) == 1 else f" ({names[0]} … {names[-1]})" if names else ""
         return parts[0] + named + ", " + ", ".join(parts[1:])
-
-
-def _standing(contest: Contest) -> tuple[int, bool, int]:
-    p = contest.problem
-    return p.n_atom, p.window == 32 and p.k_cap is None, p.live_pairs
 
 
 def _n_of(workload: str, problems: Iterable) -> int:
@@ -107,41 +111,35 @@ def _runs(items: Sequence[Contest], key: Callable[[Contest], str]) -> list[list[
     return out
 
 
-def against_next(contest: Contest) -> Pair | None:
-    if len(contest.ranked) < 2:
-        return None
-    return contest.pair(contest.ranked[0].record.backend, contest.ranked[1].record.backend)
-
-
 def against_baseline(region: Region) -> tuple[Contest, Pair] | None:
     """The largest problem of the region at which the winner and the baseline were paired."""
-    found = [(c, p) for c in region.contests if (p := c.pair(region.use, BASELINE)) is not None]
-    return max(found, key=lambda cp: _standing(cp[0]), default=None)
+    return largest_shared(region.contests, region.use, BASELINE)
 
 
 def headline(place: Place, contests: Sequence[Contest], labels: dict[Setting, str]) -> list[str]:
     """A few sentences for one place: what to use, how much it gives, where something else wins, how sure this is."""
     mine = [c for c in contests if c.place == place and c.ranked]
     if not mine:
-        return [f"**No backend gave a speed here**: every one of {_failures(contests, place)} cells failed."]
+        return [f"{bold('No backend gave a speed here')}: every one of {_failures(contests, place)} cells failed."]
     contested = [c for c in mine if len(c.ranked) > 1]
     if not contested:
         only = sorted({c.winner.record.backend for c in mine})
-        names = ", ".join(f"`{b}`" for b in only)
-        return [f"**Nothing to compare**: no two backends were measured together here, only {names}."]
+        names = ", ".join(map(code, only))
+        return [f"{bold('Nothing to compare')}: no two backends were measured together here, only {names}."]
     wins = Counter(c.winner.record.backend for c in contested)
     best, won = wins.most_common(1)[0]
     shown_by = sum(1 for c in contested if c.winner.record.backend == best and not c.tied)
     all_regions = regions(contested)
     main = max((r for r in all_regions if r.use == best), key=lambda r: r.shown.problem.live_pairs)
+    by = " by device time" if has_two_times(main.shown.winner.record) else ""
     had = "was the fastest" if shown_by == won else "came out ahead"
-    out = [_choice(best, main) + f" It {had} in {won} of {len(contested)} problems{_lead(won, shown_by)}."]
-    out.append(_gain(main, labels))
+    out = [_choice(best, main) + f" It {had} in {won} of {len(contested)} problems{by}{_lead(won, shown_by)}."]
+    out.append(" ".join([_gain(main, labels), *_by_wall(contested)]))
     others = [r for r in all_regions if r.use != best]
     if others:
-        listed = [f"`{r.use}`{_or(r)} for {labels[r.setting]}, {r.sizes}" for r in others[:4]]
+        listed = [f"{code(r.use)}{_or(r)} for {labels[r.setting]}, {r.sizes}" for r in others[:4]]
         more = f"; {len(others) - 4} more in the table" if len(others) > 4 else ""
-        out.append("**Elsewhere:** " + "; ".join(listed) + more + ".")
+        out.append(bold("Elsewhere:") + " " + "; ".join(listed) + more + ".")
     return out
 
 
@@ -150,37 +148,59 @@ def _failures(contests: Sequence[Contest], place: Place) -> int:
 
 
 def _choice(best: str, region: Region) -> str:
-    ties = [f"`{b}`" for b in region.alternatives]
-    if not ties:
-        return f"**Use `{best}`.**"
-    return f"**Use `{best}`**, or {' or '.join(ties)}, not told apart from it."
+    if not region.alternatives:
+        return bold(f"Use {code(best)}.")
+    return bold(f"Use {code(best)}") + f", or {' or '.join(map(code, region.alternatives))}, not told apart from it."
 
 
 def _lead(won: int, shown: int) -> str:
     """In how many of the problems that it won the winner's lead over every other backend stands."""
-    what = "every other backend by more than the noise and more than what matters"
+    what = "every other backend that ran there by more than the noise and more than what matters"
     if shown == won:
         return f", each time ahead of {what}" if won > 1 else f", ahead of {what}"
     return f"; in {shown} of them it was ahead of {what}" if shown else "; in none of them its lead is beyond the noise"
 
 
 def _or(region: Region) -> str:
-    return "".join(f" or `{b}`" for b in region.alternatives)
+    return "".join(f" or {code(b)}" for b in region.alternatives)
 
 
 def _gain(region: Region, labels: dict[Setting, str]) -> str:
+    """The time at the region's largest problem, then the strongest rival where both ran."""
     shown, cell = region.shown, region.shown.winner
-    text = f"At {labels[region.setting]}, {words.sizes(shown.problem)}, it takes {words.time(median_ms(cell))}"
-    pair = against_next(shown)
-    if pair is not None:
-        text += (
-            f", {words.ratio(pair.seen_from(region.use))} as fast as `{shown.ranked[1].record.backend}`, the next best"
-        )
-    base = against_baseline(region)
-    if base is not None and (pair is None or BASELINE not in (pair.fast, pair.slow)):
-        where = "" if base[0] is shown else f" at {words.sizes(base[0].problem)}, the largest that both ran"
-        text += f", and {words.ratio(base[1].seen_from(region.use))} as fast as `{BASELINE}`{where}"
+    said = f"At {labels[region.setting]}, {words.sizes(shown.problem)}, it takes {time_words(cell.record)}"
     limit = cell.record.limit
     if limit is not None and limit.percent is not None:
-        text += f". That is {words.number(limit.percent, 2)}% of the machine's limit for the operation"
-    return text + "."
+        said += f", {words.number(limit.percent, 2)}% of the machine's limit for the operation"
+    return " ".join([said + ".", *_against(region)])
+
+
+def _against(region: Region) -> list[str]:
+    """How much longer the strongest rival takes, where both ran."""
+    rival = region.rival
+    if rival is None:
+        return []
+    by = " on the device" if has_two_times(region.shown.winner.record) else ""
+    said = f"Its strongest rival, {code(rival.name)}, takes {words.ratio(rival.ratio)} as long{by}"
+    if rival.wall is not None:
+        said += f" and {words.ratio(rival.wall)} as long by wall time"
+    if rival.contest is not region.shown:
+        said += f" at {words.sizes(rival.contest.problem)}, the largest that both ran"
+    return [f"{said}{'' if rival.verdict == 'faster' else f' ({rival.verdict})'}."]
+
+
+def _by_wall(contested: Sequence[Contest]) -> list[str]:
+    """Where an eager caller waits less with another backend than with the one that is first by device time."""
+    held = [c for c in contested if has_two_times(c.winner.record)]
+    quickest = {c.problem.key: min(walls, key=walls.__getitem__) for c in held if len(walls := _walls(c)) > 1}
+    if not quickest:
+        return []
+    others = Counter(b for c in held if (b := quickest.get(c.problem.key)) not in (None, c.winner.record.backend))
+    if not others:
+        return [f"By wall time the same backend is ahead in all {len(quickest)} problems where it was recorded."]
+    listed = ", ".join(f"{code(b)} in {n}" for b, n in others.most_common(3))
+    return [f"By wall time another backend is ahead in {others.total()} of {len(quickest)} problems: {listed}."]
+
+
+def _walls(contest: Contest) -> dict[str, float]:
+    return {c.record.backend: w for c in contest.ranked if (w := wall_ms(c.record)) is not None}

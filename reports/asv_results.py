@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from benchmarks.asv_metrics import STATUS_CODES
+from benchmarks.harness.shown import shown
 from reports.asv_reasons import reasons
-from reports.load import InputError, Rejected
+from reports.load import InputError, Rejected, cleaned
 
 if TYPE_CHECKING:
     from asv.benchmarks import Benchmarks
@@ -83,12 +84,13 @@ def read(folders: Sequence[Path], repository: Path | None = None) -> AsvResults:
     for folder in folders:
         benchmarks = _benchmarks(folder)
         for results, source in _results(folder, rejected):
-            machine = str(results.params.get("machine"))
-            machines.setdefault(machine, {}).update({k: str(v) for k, v in results.params.items() if v})
+            machine = shown(str(results.params.get("machine")))
+            machines.setdefault(machine, {}).update({shown(k): shown(str(v)) for k, v in results.params.items() if v})
             why = reasons(folder / source)
-            for row in _rows(results, benchmarks, source, rejected):
-                level = row["suite"].rpartition(".")[2].lower()
-                row["reason"] = why.get((level, *row["params"].values())) if row["status"] != "ok" else None
+            for raw in _rows(results, benchmarks, source, rejected):
+                level = raw["suite"].rpartition(".")[2].lower()
+                raw["reason"] = why.get((level, *raw["params"].values())) if raw["status"] != "ok" else None
+                row: dict[str, Any] = {k: cleaned(v) for k, v in raw.items()}
                 key = tuple(row[k] for k in ("machine", "env", "commit", "benchmark", "cell"))
                 if key not in rows or (row["started_at"] or 0) >= (rows[key]["started_at"] or 0):
                     rows[key] = row
@@ -99,7 +101,9 @@ def read(folders: Sequence[Path], repository: Path | None = None) -> AsvResults:
     position = {c.hash: c.position for c in commits}
     frame, parameters = _frame([row | {"position": position[row["commit"]]} for row in rows.values()])
     frame = frame.sort_values(["machine", "env", "suite", "metric", "cell", "position"], ignore_index=True)
-    return AsvResults(frame, commits, machines, ordered_by, parameters, tuple(rejected), tuple(map(str, folders)))
+    return AsvResults(
+        frame, commits, machines, ordered_by, parameters, tuple(rejected), tuple(shown(str(f)) for f in folders)
+    )
 
 
 def _require_asv() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 
 from reports import (
@@ -17,6 +17,7 @@ from reports import (
     figures,
     machine,
     profiles,
+    right,
     summary,
     tables,
     words,
@@ -24,14 +25,17 @@ from reports import (
 from reports.analyse import Contest, Pair
 from reports.chronicle import Chronicle
 from reports.curves import Crossing
+from reports.frame import to_frame
 from reports.history import History
 from reports.limits import machine_of
-from reports.load import Cell, Collection, Place, setting_labels, to_frame
+from reports.load import Cell, Collection, Place, setting_labels
+from reports.marks import bold
 from reports.panel import Drawing, Picture, render
 from reports.profiles import Section
 from reports.table import Table
 
 MANY_PAIRS = 400
+LONGEST_NAME = 180  # of a figure's file, without what is put behind it
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class PlaceView:
     anchor: str
     headline: list[str]
     answer: Table
+    brief: Table  # the rows of the answer that tell most
     capacity: Table
     sure: list[str]
     galleries: list[Gallery]
@@ -99,7 +104,8 @@ def build(
     contests = analyse.contests(collection, all_pairs)
     found = {axis: curves.curves(collection, axis) for axis in ("N", "W", "K")}
     repeated = analyse.repeats(collection, all_pairs)
-    views = []
+    views: list[PlaceView] = []
+    taken: set[str] = set()
     for i, place in enumerate(collection.places):
         material = figures.Material(
             place, [c for c in collection.current if c.place == place], [c for c in contests if c.place == place],
@@ -108,7 +114,7 @@ def build(
             [r for r in repeated if r.place == place],
         )  # fmt: skip
         ceilings = {held.said() for c in material.cells if (held := collection.machines.get(machine_of(c.record)))}
-        views.append(_view(material, f"m{i + 1}", folder, sorted(ceilings)))
+        views.append(_view(material, f"m{i + 1}", folder, sorted(ceilings), taken))
     told = _history(history, names, folder) if history is not None else None
     sources = [*collection.sources, *(history.results.sources if history else ())]
     said = "; ".join([*([_summary(collection)] if collection.cells else []), *([told.said.summary] if told else [])])
@@ -127,7 +133,7 @@ def build(
 
 def _history(history: History, names: Sequence[str], folder: Path | None) -> HistoryView:
     said = chronicle.chronicle(history, names)
-    pictures = iter(_pictures([d for page in said.pages for d in page.drawings], folder))
+    pictures = iter(_pictures(_distinct([d for page in said.pages for d in page.drawings], set()), folder))
     return HistoryView(said, [Gallery(p.title, p.note, list(islice(pictures, len(p.drawings)))) for p in said.pages])
 
 
@@ -148,9 +154,9 @@ def _sweep_out(drawn: Path, kept: set[str]) -> None:
             path.unlink()
 
 
-def _view(m: figures.Material, anchor: str, folder: Path | None, ceilings: Sequence[str]) -> PlaceView:
+def _view(m: figures.Material, anchor: str, folder: Path | None, ceilings: Sequence[str], taken: set[str]) -> PlaceView:
     sheets = figures.sheets(m)
-    pictures = iter(_pictures([d for s in sheets for d in s.drawings], folder))
+    pictures = iter(_pictures(_distinct([d for s in sheets for d in s.drawings], taken), folder))
     galleries = [Gallery(s.title, s.note, list(islice(pictures, len(s.drawings)))) for s in sheets]
     fitted = [f for axis in ("N", "W", "K") for c in m.curves[axis] for f in curves.fits(c)]
     crossed = [x for axis in ("N", "W", "K") for c in m.curves[axis] for x in curves.crossings(c, m.pairs)]
@@ -162,7 +168,7 @@ def _view(m: figures.Material, anchor: str, folder: Path | None, ceilings: Seque
         tables.crossings(f"{anchor}-crossovers", _first_resolved(crossed), m.labels),
         tables.starts(f"{anchor}-starts", m.cells),
         tables.memory(f"{anchor}-memory", m.cells),
-        tables.gates(f"{anchor}-gates", m.cells),
+        right.gates(f"{anchor}-gates", m.cells),
         tables.unavailable(f"{anchor}-unavailable", m.cells),
         tables.noise(f"{anchor}-noise", m.cells),
     ]
@@ -170,9 +176,22 @@ def _view(m: figures.Material, anchor: str, folder: Path | None, ceilings: Seque
     return PlaceView(
         m.place, anchor, answer.headline(m.place, m.contests, m.labels),
         summary.answer(f"{anchor}-answer", regions, m.labels),
+        summary.answer(f"{anchor}-brief", summary.telling(regions), m.labels),
         summary.fit_matrix(f"{anchor}-fit", limits, m.labels, m.names),
         [*_sure(m), *ceilings], galleries, held, machine.facts(m.cells), _place_notices(m.cells, m.contests),
     )  # fmt: skip
+
+
+def _distinct(drawings: Sequence[Drawing], taken: set[str]) -> list[Drawing]:
+    """Names that are short enough for a file and that no other figure of the report has (two places may differ in what
+    a file's name cannot say)."""
+    out = []
+    for d in drawings:
+        stem = d.name[:LONGEST_NAME].rstrip("-")
+        name = next(n for i in count(1) if (n := stem if i == 1 else f"{stem}-{i}") not in taken)
+        taken.add(name)
+        out.append(replace(d, name=name))
+    return out
 
 
 def _pictures(drawings: Sequence[Drawing], folder: Path | None) -> list[Picture]:
@@ -217,7 +236,7 @@ def _sure(m: figures.Material) -> list[str]:
         out.append(f"Noise: the same code against itself differed by up to {words.percent(m.bands.noise)}.")
     elif timings:
         out.append(
-            "**No A/A pair is on record**, so no noise floor is known and no ratio can be called faster or slower."
+            f"{bold('No A/A pair is on record')}, so no noise floor is known and no ratio called faster or slower."
         )
     if gated:
         passed = sum(1 for g in gated if g.passed)
@@ -252,8 +271,12 @@ def _place_notices(cells: Sequence[Cell], contests: Sequence[Contest]) -> list[s
 
 
 def _summary(c: Collection) -> str:
-    status = Counter(x.record.status for x in c.current)
-    parts = [f"{status[s]} {s}" for s in ("ok", "wrong", "oom", "unsupported", "timeout", "crashed") if status[s]]
+    status = Counter(x.status for x in c.current)
+    parts = [
+        f"{status[s]} {s}"
+        for s in ("ok", "wrong", "oom", "unsupported", "timeout", "crashed", "impossible")
+        if status[s]
+    ]
     old = len(c.cells) - len(c.current)
     older = f"; {old} older ones are kept in cells.csv only" if old else ""
     return f"{len(c.current)} cells ({', '.join(parts)}){older}"

@@ -13,6 +13,7 @@ from reports.chronicle_tables import setting, sizes, unpaired
 from reports.history import KERNELS, LATENCY, MEMORY, Against, History, Host, Problem, Series, Step
 from reports.lanes import Lane
 from reports.load import SHORT_DTYPE, Rejected
+from reports.marks import bold, code
 from reports.panel import Drawing
 from reports.table import Table
 
@@ -73,11 +74,11 @@ def _summary(h: History) -> str:
 def _headline(h: History) -> list[str]:
     commits = list(h.results.commits)
     known = "in git's order" if h.results.ordered_by == "git" else "by date, since no repository here knows them all"
-    span = f"`{commits[0].short}` to `{commits[-1].short}`" if len(commits) > 1 else f"`{commits[0].short}`"
+    span = " to ".join(code(c.short) for c in dict.fromkeys((commits[0], commits[-1])))
     out = [f"{_plural(len(commits), 'commit')} ({span}, {known}) on {', '.join(host.label for host in h.hosts)}."]
     grouped = _grouped([s for s in h.steps if s.held])
     if not grouped and len(commits) > 1:
-        out.append("**No step** of 5% or more that holds at two commits or more on either side.")
+        out.append(f"{bold('No step')} of 5% or more that holds at two commits or more on either side.")
     out += [_told(steps) for steps in grouped[:TOLD]]
     if len(grouped) > TOLD:
         out.append(f"{len(grouped) - TOLD} more are in the table of steps.")
@@ -98,8 +99,8 @@ def _grouped(steps: Sequence[Step]) -> list[list[Step]]:
 def _told(steps: Sequence[Step]) -> str:
     one = max(steps, key=lambda s: abs(s.ratio - 1))
     others = f" and {len(steps) - 1} more cells" if len(steps) > 2 else " and one more cell" if len(steps) > 1 else ""
-    between = "" if one.first.position == one.last.position + 1 else f" (or after `{one.last.short}`)"
-    return (f"`{one.series.backend}` became **{_verdict(one)}** with `{one.first.short}`{between} on "
+    between = "" if one.first.position == one.last.position + 1 else f" (or after {code(one.last.short)})"
+    return (f"{code(one.series.backend)} became {bold(_verdict(one))} with {code(one.first.short)}{between} on "
             f"{one.series.host.machine}: {_where(one.series.problem)}{others}.")  # fmt: skip
 
 

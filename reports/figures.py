@@ -14,6 +14,7 @@ from reports.analyse import BASELINE, Contest, Pair, Repeat
 from reports.curves import Curve
 from reports.forests import Bands
 from reports.load import Cell, Family, Place, Setting, setting
+from reports.measured import has_two_times
 from reports.panel import Drawing
 
 ROWS_A_FIGURE = 18
@@ -44,6 +45,10 @@ class Material:
     repeats: Sequence[Repeat]
 
     @property
+    def two_times(self) -> bool:
+        return any(has_two_times(c.record) for c in self.cells)
+
+    @property
     def bands(self) -> Bands:
         noise = max((p.noise for p in self.pairs if p.noise is not None), default=None)
         return Bands(MARGIN[self.place.device], noise)
@@ -53,13 +58,16 @@ def sheets(m: Material) -> list[Sheet]:
     """All sheets of a place, empty ones left out."""
     ns, ws, ks = m.curves["N"], m.curves["W"], m.curves["K"]
     strip = "The strip above a panel says where a backend has no time, and why (* = predicted, not tried)."
+    device = ": the device's time, dashed the wall time of an eager call where it was recorded" if m.two_times else ""
     notes = {
-        "time": f"Median per call; shaded bars are 95% intervals. {strip} A ring marks where a line ends.",
+        "time": f"Median per call{device}; shaded bars are 95% intervals. {strip} A ring marks where a line ends.",
         "memory": "Most bytes above the inputs in one call. Dashed: the pair tensor p that every backend is handed. "
         "Dotted: each backend's own memory model.",
         "limit": "Floor time of the operation (inputs, outputs and weights once, FLOPs, exponentials, at the largest "
         "ceilings on record of this machine) over measured time; 100% cannot be beaten.",
         "base": f"Paired ratios with 95% intervals, one row a problem; right of 1 is faster than {BASELINE}.",
+        "winner": "Each row against the nearest of those that ran there, which need not be the strongest rival: a row "
+        "names its own, and rows with different ones do not compare. Hollow: not shown to be faster.",
         "gate": "Every cell's worst relative error against float64, as a share of its tolerance.",
     }
     found = [
@@ -69,7 +77,7 @@ def sheets(m: Material) -> list[Sheet]:
         Sheet("Time against the window", "Everything but W held fixed.", list(_curves(m, ws, "time"))),
         Sheet("Time against the neighbour slots", "Everything but K held fixed.", list(_curves(m, ks, "time"))),
         Sheet(f"How much faster than {BASELINE}", notes["base"], list(_forests(m, "base"))),
-        Sheet("The fastest against the next best", "Hollow: not shown to be faster.", list(_forests(m, "winner"))),
+        Sheet("The fastest against the next best", notes["winner"], list(_forests(m, "winner"))),
         Sheet("Are the results right", notes["gate"], list(_gates(m))),
         Sheet("How noisy was it", "The same backend twice in one group: 1 is the truth.", list(_noise(m))),
     ]
@@ -107,7 +115,7 @@ def _short(m: Material, s: Setting) -> str:
 
 
 def _tag(place: Place) -> str:
-    return _stem(place.machine, place.device, place.commit[:7], place.tag)
+    return _stem(place.machine[:40], place.device, place.commit[:7], place.tag)
 
 
 def _forests(m: Material, kind: str) -> Iterator[Drawing]:

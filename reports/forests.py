@@ -22,7 +22,8 @@ from benchmarks.harness import statistics
 from benchmarks.harness.statistics import Ratio
 from reports import theme, words
 from reports.analyse import BASELINE, Contest, Pair
-from reports.load import Cell, worst_error
+from reports.load import Cell
+from reports.measured import worst_error
 from reports.panel import DASHES, WIDTH_IN, Drawing, Heading, Legend, backend_handle
 from reports.theme import Theme
 
@@ -171,7 +172,7 @@ def _draw_winner(
         note = words.times(ratio.ratio) + ("" if said == "faster" else f", {said}")
         ax.annotate(note, (ratio.high or ratio.ratio, i), xytext=(7, 0), textcoords="offset points", va="center",
                     fontsize=8.3, color=t.role("soft"))  # fmt: skip
-    ratio_axis(ax, "times as fast as the next best", room=0.24)
+    ratio_axis(ax, "times as fast as the next best that ran there", room=0.24)
     return figure
 
 

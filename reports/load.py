@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-
-import pandas as pd
 
 from benchmarks.harness.place import Place, place_of, told_apart
 from benchmarks.harness.profile_record import PROFILES
 from benchmarks.harness.record import Problem, Record, scan
+from benchmarks.harness.shown import INSTEAD, shown, shown_lines
 from reports import limits
+from reports.plausible import impossible
 
 LEVELS = ("attention", "block", "stack", "encoder", "decoder", "index")
 MODES = ("fwd", "fwdbwd", "train")
@@ -70,9 +71,22 @@ class Cell:
     source: str
     superseded: bool = False
 
+    @cached_property
+    def impossible(self) -> str | None:
+        """Why its speed cannot be true; such a cell is compared with nothing and recommended nowhere."""
+        return impossible(self.record)
+
     @property
     def ok(self) -> bool:
-        return self.record.timing is not None
+        return self.record.timing is not None and self.impossible is None
+
+    @property
+    def status(self) -> str:
+        return "impossible" if self.impossible else self.record.status
+
+    @property
+    def reason(self) -> str | None:
+        return self.impossible or self.record.reason
 
     @property
     def setting(self) -> Setting:
@@ -92,6 +106,10 @@ class Rejected:
     line: int
     why: str
     fault: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", shown(self.source))
+        object.__setattr__(self, "why", shown(self.why))
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,7 @@ def load(paths: Sequence[Path], *, strict: bool = False) -> Collection:
         try:
             for found in scan(f):
                 if isinstance(found, Record):
-                    records.append((found, f.name))
+                    records.append((Record.model_validate(cleaned(found.model_dump())), shown(f.name)))
                 else:
                     rejected.append(Rejected(f.name, found.number, found.why, fault=found.kind != "unfinished"))
         except OSError as e:
@@ -157,7 +175,7 @@ def load(paths: Sequence[Path], *, strict: bool = False) -> Collection:
         raise InputError(f"expected at least one record in {', '.join(map(str, paths))}, found none{detail}")
     machines = limits.recorded(r for r, _ in records)
     cells = _supersede([(limits.judged(r, machines), source) for r, source in records])
-    return Collection(tuple(cells), tuple(rejected), tuple(f.name for f in files), machines)
+    return Collection(tuple(cells), tuple(rejected), tuple(shown(f.name) for f in files), machines)
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -177,10 +195,22 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
                 yield f
 
 
+def cleaned(found: object) -> object:
+    """Nested data with every string fit to be shown, keys too: cleaned on its way in, it is so on every way out."""
+    if isinstance(found, str):
+        return shown(found) or (found and INSTEAD)
+    if isinstance(found, list):
+        return [cleaned(x) for x in found]
+    if isinstance(found, dict):
+        lines = {k: shown_lines(v) for k, v in found.items() if k == "error" and isinstance(v, str)}
+        return {cleaned(k): cleaned(v) for k, v in found.items()} | lines
+    return found
+
+
 def _supersede(records: Sequence[tuple[Record, str]]) -> list[Cell]:
     found = [(r, place_of(r.provenance, r.problem.device), source) for r, source in records]
-    shown = told_apart(place for _, place, _ in found)
-    cells = [Cell(r, shown[place], source) for r, place, source in found]
+    distinct = told_apart(place for _, place, _ in found)
+    cells = [Cell(r, distinct[place], source) for r, place, source in found]
     newest: dict[tuple[Place, str], int] = {}
     for i, c in enumerate(cells):
         key = (c.place, c.record.key)
@@ -188,44 +218,3 @@ def _supersede(records: Sequence[tuple[Record, str]]) -> list[Cell]:
             newest[key] = i
     keep = set(newest.values())
     return [c if i in keep else Cell(c.record, c.place, c.source, superseded=True) for i, c in enumerate(cells)]
-
-
-def to_frame(collection: Collection) -> pd.DataFrame:
-    """One row a record, scalar columns only, missing as NA; superseded records are kept and flagged."""
-    frame = pd.DataFrame([_row(c) for c in collection.cells])
-    return frame.convert_dtypes()
-
-
-def _row(cell: Cell) -> dict[str, object]:
-    r = cell.record
-    t, m, lim, g, origin = r.timing, r.memory, r.limit, r.gate, r.provenance
-    row: dict[str, object] = {"machine": cell.place.machine, "hardware": cell.place.hardware, "backend": r.backend}
-    row |= r.problem.model_dump(mode="json")
-    row |= {"status": r.status, "reason": r.reason, "superseded": cell.superseded}
-    row |= {
-        "median_ms": t and t.median_ms, "ci_low_ms": t and t.ci_low_ms, "ci_high_ms": t and t.ci_high_ms,
-        "half_width": t and t.half_width, "n_samples": t and len(t.samples_ms), "stop": t and t.stop,
-        "cache": t and t.cache, "plan_ms": r.plan_ms, "first_call_ms": r.first_call_ms,
-        "peak_bytes": m and m.peak_bytes, "model_bytes": m and m.model_bytes, "p_bytes": m and m.p_bytes,
-        "input_bytes": m and m.input_bytes, "memory_source": m and m.source,
-        "floor_ms": lim and lim.floor_ms, "percent_of_limit": lim and lim.percent, "bound": lim and lim.bound,
-        "gate_passed": g and g.passed, "tolerance": g and g.tolerance, "worst_error": worst_error(r),
-        "rows_checked": g and g.rows_checked, "rows_total": g and g.rows_total,
-    }  # fmt: skip
-    row |= {
-        "commit": origin.commit, "dirty": origin.dirty, "utc": origin.utc, "code": origin.code, "run": r.run,
-        "group": r.group, "source": cell.source,
-    }  # fmt: skip
-    return row
-
-
-def worst_error(r: Record, *, gradients: bool | None = None) -> float | None:
-    """The largest relative error of the gate; of gradients only, of the rest only, or of both (None)."""
-    if r.gate is None:
-        return None
-    values = [
-        v
-        for k, v in [*r.gate.errors.items(), *r.gate.errors_after.items()]
-        if v is not None and (gradients is None or k.startswith("grad") == gradients)
-    ]
-    return max(values, default=None)

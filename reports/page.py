@@ -12,16 +12,17 @@ from markupsafe import Markup
 
 from reports import svg, theme
 from reports.build import Report
+from reports.marks import BOLD, CODE, as_markdown, code
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def mark_up(text: str, names: Sequence[str]) -> Markup:
-    """``**bold**`` and `` `backend` `` of a sentence as HTML, everything else escaped."""
+    """A sentence (:mod:`reports.marks`) as HTML: its marks, everything else escaped."""
     out = html.escape(text, quote=False)
     out = re.sub(r"[\d.,]+× \([^)]+\)", r'<span class="nb">\g<0></span>', out)
-    out = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", out)
-    return Markup(re.sub(r"`([^`]+)`", lambda m: chip(m.group(1), names), out))
+    out = re.sub("{}(.*?){}".format(*BOLD), r"<strong>\1</strong>", out)
+    return Markup(re.sub("{}([^\x0f]*){}".format(*CODE), lambda m: chip(html.unescape(m[1]), names), out))
 
 
 def chip(backend: str, names: Sequence[str]) -> Markup:
@@ -61,7 +62,7 @@ def _markers() -> str:
 def environment() -> Environment:
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=lambda name: name is not None and "html" in name,
                       undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    env.filters["pipe"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    env.filters["md"], env.filters["code"] = as_markdown, code
     return env
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ def style(t: Theme) -> dict[str, object]:
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": t.role("grid"),
         "grid.linewidth": 0.8, "axes.axisbelow": True, "xtick.major.size": 3, "ytick.major.size": 0,
         "lines.linewidth": 1.6, "lines.markersize": 5.5, "legend.frameon": False, "legend.fontsize": 9,
-        "axes.linewidth": 0.8,
+        "axes.linewidth": 0.8, "text.parse_math": False,
     }  # fmt: skip
 
 
@@ -89,7 +90,8 @@ def render(drawing: Drawing, folder: Path) -> Picture:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     texts = {}
     for t, suffix in ((LIGHT, ""), (DARK, "-dark")):
-        with matplotlib.rc_context(style(t)):  # type: ignore[arg-type]
+        with matplotlib.rc_context(style(t)), warnings.catch_warnings():  # type: ignore[arg-type]
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # an SVG's viewer has fonts of its own
             figure = drawing.draw(t)
             _save_png(figure, folder / f"{drawing.name}{suffix}.png")
             if t is LIGHT:

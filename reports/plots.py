@@ -19,10 +19,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from reports import theme, words
 from reports.curves import Curve, is_predicted
 from reports.load import Cell
+from reports.measured import has_two_times, time_words, wall_ms
 from reports.panel import DASHES, DOTS, WIDTH_IN, Drawing, Heading, Legend, backend_handle
 from reports.theme import Theme
 
-STATUS_CODES = {"oom": "oom", "unsupported": "n/a", "timeout": "time", "crashed": "crash", "wrong": "wrong"}
+STATUS_CODES = {"oom": "oom", "unsupported": "n/a", "timeout": "time", "crashed": "crash", "wrong": "wrong",
+                "impossible": "no!"}  # fmt: skip
 AXIS_WORDS = {"N": "atoms N", "W": "window W (residues)", "K": "neighbour slots K"}
 LEFT_IN, RIGHT_IN, PLOT_IN, FOOT_IN, STRIP_IN, GAP_IN = 0.80, 0.22, 2.75, 0.52, 0.2, 0.08
 
@@ -35,6 +37,7 @@ class Quantity:
     value: Callable[[Cell], float | None]
     text: Callable[[float], str]
     bounds: Callable[[Cell], tuple[float, float] | None] | None = None
+    told: Callable[[Cell], str] | None = None  # the hover text, where it says more than the value
 
 
 def _median_ms(cell: Cell) -> float | None:
@@ -60,7 +63,11 @@ def _percent(cell: Cell) -> float | None:
     return cell.record.limit.percent or None if cell.record.limit else None
 
 
-TIME = Quantity("time per call", _median_ms, words.time, _bounds_ms)
+def _time_told(cell: Cell) -> str:
+    return time_words(cell.record)
+
+
+TIME = Quantity("time per call", _median_ms, words.time, _bounds_ms, _time_told)
 MEMORY = Quantity("peak above the inputs", _peak_bytes, words.size)
 LIMIT = Quantity("% of the machine's limit", _percent, words.of_hundred)
 
@@ -89,10 +96,24 @@ class CurvePlot:
 
     def drawing(self, *, name: str, title: str, subtitle: str) -> Drawing:
         tips = {
-            f"pt|{b}": [f"{b}, {self._at(x, c)}: {self.quantity.text(y)}" for x, y, c in points]
+            f"pt|{b}": [f"{b}, {self._at(x, c)}: {self._told(y, c)}" for x, y, c in points]
             for b, points in self.series.items()
         }
         return Drawing(name, title, self._alt(), partial(self._draw, Heading(title, subtitle)), tips)
+
+    def _told(self, y: float, cell: Cell) -> str:
+        return self.quantity.told(cell) if self.quantity.told else self.quantity.text(y)
+
+    @property
+    def walls(self) -> dict[str, list[tuple[float, float]]]:
+        """Wall times, where the figure is of times and the device's time is another."""
+        if self.quantity != TIME:
+            return {}
+        found = {
+            b: [(x, w) for x, _, c in points if has_two_times(c.record) and (w := wall_ms(c.record))]
+            for b, points in self.series.items()
+        }
+        return {b: points for b, points in found.items() if points}
 
     def _at(self, x: float, cell: Cell) -> str:
         name = cell.record.problem.workload
@@ -104,8 +125,11 @@ class CurvePlot:
         for b, points in self.series.items():
             (x0, y0, _), (x1, y1, _) = points[0], points[-1]
             parts.append(f"{b}: {text(y0)} at {axis} = {x0:,.0f}, {text(y1)} at {x1:,.0f}")
+        for b, points in self.walls.items():
+            (x0, y0), (x1, y1) = points[0], points[-1]
+            parts.append(f"{b} by wall time: {text(y0)} at {axis} = {x0:,.0f}, {text(y1)} at {x1:,.0f}")
         for b, failed in self.failures.items():
-            parts.append(f"{b} has no value at " + ", ".join(f"{x:,.0f} ({c.record.status})" for x, c in failed))
+            parts.append(f"{b} has no value at " + ", ".join(f"{x:,.0f} ({c.status})" for x, c in failed))
         return ". ".join(parts) + "."
 
     def _draw(self, heading: Heading, t: Theme) -> Figure:
@@ -120,6 +144,9 @@ class CurvePlot:
         ax = figure.add_axes((left, foot_in / height, width, PLOT_IN / height))
         if self.quantity == MEMORY:
             self._memory_references(ax, series, t)
+        for backend, points in self.walls.items():
+            colour = t.backend(backend, self.names)
+            ax.plot([x for x, _ in points], [y for _, y in points], color=colour, linewidth=1, linestyle=DASHES)
         for backend, points in series.items():
             self._line(ax, backend, points, t, ended=any(x > points[-1][0] for x, _ in failures.get(backend, ())))
         if self.quantity == LIMIT:
@@ -137,6 +164,9 @@ class CurvePlot:
         """Legend entries in the order of the lines at their right ends."""
         ordered = sorted(series, key=lambda b: -series[b][-1][1])
         handles = [backend_handle(b, t, self.names, line=True) for b in ordered]
+        if self.walls:
+            soft = t.role("soft")
+            handles.append(Line2D([], [], color=soft, linewidth=1, linestyle=DASHES, label="wall time"))
         if self.quantity == MEMORY:
             handles.append(Line2D([], [], color=t.role("ink"), linewidth=1, linestyle=DASHES, label="p itself"))
             handles.append(Line2D([], [], color=t.role("soft"), linewidth=1.1, linestyle=DOTS, label="memory model"))
@@ -200,7 +230,7 @@ class CurvePlot:
             strip.axhspan(row - 0.42, row + 0.42, color=t.role("grid"), alpha=0.55, linewidth=0)
             shape = theme.marker(backend, self.names)
             strip.plot([-0.025], [row], marker=shape, color=colour, clip_on=False, transform=across)
-            statuses = {c.record.status for _, c in cells}
+            statuses = {c.status for _, c in cells}
             if len(cells) == len(self.curve.points[backend]) and len(statuses) == 1:
                 said = f"{backend}: {statuses.pop()} at every size"
                 strip.text(0.5, row, said, ha="center", va="center", fontsize=8, color=colour, transform=across)
@@ -214,7 +244,7 @@ def _codes(cells: Sequence[tuple[float, Cell]], limits: tuple[float, float]) -> 
     out, last, span = [], -math.inf, math.log(limits[1] / limits[0])
     for x, c in cells:
         crowded = (math.log(x) - last) / span < 0.09
-        out.append((x, "·" if crowded else STATUS_CODES[c.record.status] + ("*" if is_predicted(c) else "")))
+        out.append((x, "·" if crowded else STATUS_CODES[c.status] + ("*" if is_predicted(c) else "")))
         last = last if crowded else math.log(x)
     return out
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from benchmarks.harness.place import Place, place_of, told_apart
 from benchmarks.harness.profile_record import PROFILES, Breakdown, Counters, Profile, Row, scan_profiles
 from benchmarks.harness.record import Problem
+from benchmarks.harness.shown import shown
 from reports import limits, words
-from reports.load import MODE_WORDS, SHORT_DTYPE
+from reports.load import MODE_WORDS, SHORT_DTYPE, cleaned
+from reports.marks import code
 from reports.table import Column, Table, num, text
 
 # A slot of the page's palette for each kind of work; what is not named shares the last. Idle time is hatched instead.
@@ -98,8 +100,9 @@ def section(
     for path in files:
         for found in scan_profiles(path):
             if isinstance(found, str):
-                notices.append(f"Left out: {found}.")
+                notices.append(f"Left out: {shown(found)}.")
                 continue
+            found = Profile.model_validate(cleaned(found.model_dump()))
             key = (place_of(found.provenance, found.problem.device), found.key)
             if key not in newest or found.provenance.utc >= newest[key][0].provenance.utc:
                 newest[key] = (found, path.parent)
@@ -108,8 +111,8 @@ def section(
         places.setdefault(place, []).append((limits.profiled(profile, machines or {}), folder))
     ordered = sorted(places, key=lambda p: max(one.provenance.utc for one, _ in places[p]), reverse=True)
     numbers = iter(range(1, len(newest) + 1))
-    shown = told_apart(places)
-    charts = [(shown[place], _charts(places[place], out, numbers)) for place in ordered]
+    distinct = told_apart(places)
+    charts = [(distinct[place], _charts(places[place], out, numbers)) for place in ordered]
     return Section(charts, _kinds([one for one, _ in newest.values()]), notices)
 
 
@@ -128,7 +131,7 @@ def _charts(found: list[tuple[Profile, Path]], out: Path | None, numbers: Iterat
                 _title(group[0][0].problem),
                 [_bar(b, one, _link(one, folder, out), next(numbers)) for b, one, folder in timed],
                 [
-                    f"`{one.backend}` has no profile: {one.status}, {one.reason}"
+                    f"{code(one.backend)} has no profile: {one.status}, {one.reason}"
                     for one, _ in group
                     if not one.breakdown
                 ],

@@ -1,15 +1,18 @@
 """README's figure and table, from records that are in the repository: no number there lacks one.
 
-The block between the two markers names its own records in a comment, so that anyone (and a test) can make it again.
+It holds the five rows that tell most; the whole table is the report's. The block between the two markers names its own
+records in a comment, so that anyone (and a test) can make it again.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path, PurePosixPath
 
 from reports.build import PlaceView, Report, build
 from reports.load import InputError, load
+from reports.marks import as_markdown, bold, code
 from reports.table import Td
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -25,26 +28,28 @@ def block(report: Report, records: list[PurePosixPath], folder: PurePosixPath, r
 
 
 def _place(view: PlaceView, folder: PurePosixPath) -> list[str]:
-    where = f"**{view.place.hardware}** ({view.place.machine}, {view.place.device}, commit {view.place.commit})"
-    parts = [where + ": " + " ".join(view.headline[:2])]
+    place = view.place
+    where = f"{bold(place.hardware)} ({place.machine}, {place.device}, commit {place.commit})"
+    parts = [as_markdown(where + ": " + " ".join(view.headline[:2]))]
     pictures = [p for g in view.galleries for p in g.pictures]
     if pictures:
         stem = f"{folder}/figures/{pictures[0].name}"
         parts.append(
             f'<picture><source media="(prefers-color-scheme: dark)" srcset="{stem}-dark.svg">'
-            f'<img alt="{pictures[0].title}" src="{stem}.svg" width="560"></picture>'
+            f'<img alt="{html.escape(pictures[0].title)}" src="{stem}.svg" width="560"></picture>'
         )
-    if view.answer.rows:
-        head = "| " + " | ".join(c.label for c in view.answer.columns) + " |"
-        rule = "|" + "|".join(" ---: " if c.numeric else " --- " for c in view.answer.columns) + "|"
-        rows = ["| " + " | ".join(_entry(td) for td in row) + " |" for row in view.answer.rows]
+    if view.brief.rows:
+        columns = view.brief.columns
+        head = "| " + " | ".join(as_markdown(c.label) for c in columns) + " |"
+        rule = "|" + "|".join(" ---: " if c.numeric else " --- " for c in columns) + "|"
+        rows = ["| " + " | ".join(map(_entry, row)) + " |" for row in view.brief.rows]
         parts.append("\n".join([head, rule, *rows]))
     return parts
 
 
 def _entry(td: Td) -> str:
-    text = f"`{td.text}`" if td.backend else td.text
-    return (text + (f"<br>{td.detail}" if td.detail else "")).replace("|", "\\|")
+    text = as_markdown(code(td.text) if td.backend else td.text)
+    return text + (f"<br>{as_markdown(td.detail)}" if td.detail else "")
 
 
 def write(readme: Path, report: Report, records: list[Path], folder: Path) -> None:

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from reports import words
 from reports.analyse import BASELINE, Contest, median_ms
-from reports.answer import Region, against_baseline, against_next
+from reports.answer import Region, against_baseline
 from reports.curves import Capacity
 from reports.load import Cell, Setting
-from reports.table import Column, Table, Td, missing
+from reports.measured import HOST_BOUND, HOST_BOUND_MEANS, has_two_times, wall_ms
+from reports.table import Column, Table, Td, missing, unrecorded
 from reports.words import DASH
 
 
 def answer(anchor: str, found: Sequence[Region], labels: dict[Setting, str]) -> Table:
+    two = any(has_two_times(r.shown.winner.record) for r in found)
+    largest = "median at the largest size of the row"
+    spent = (Column("device time", True, largest), Column("wall time", True, HOST_BOUND_MEANS)) if two else (
+        Column("time", True, largest),)  # fmt: skip
     columns = (
-        Column("where"), Column("use"), Column("time", True, "median at the largest size of the row"),
-        Column("against the next best", True), Column(f"against {BASELINE}", True),
+        Column("where"), Column("use"), *spent,
+        Column("against the strongest rival", True, "the one that comes nearest over the sizes that both ran; "
+               "the ratio is that of the largest of them"),
+        Column(f"against {BASELINE}", True, "a yardstick: what the layer itself does"),
         Column("% of limit", True, "floor time of the operation / measured time"), Column("how sure"),
     )  # fmt: skip
     rows = []
     for r in found:
         cell = r.shown.winner
         where = Td(labels[r.setting], labels[r.setting], detail=f"{r.sizes}; {r.family.label}")
-        spent = Td(words.time(median_ms(cell)), median_ms(cell), kind="num", detail=_at(r.shown, r))
-        rows.append([where, _use(r), spent, _next(r), _baseline(r), _limit(cell), _sure(r)])
+        spent = [_time(cell, _at(r.shown, r)), *([wall(cell)] if two else [])]
+        rows.append([where, _use(r), *spent, _rival(r), _baseline(r), _limit(cell), _sure(r)])
     return Table(anchor, "Which backend to use where", columns, rows, cards=True)
+
+
+def telling(found: Sequence[Region], rows: int = 5) -> list[Region]:
+    """The regions that tell most, in their order: of each level the one of most problems, forward first, then the next
+    mode of each level, until there are ``rows``."""
+    by_kind: dict[tuple[str, str], Region] = {}
+    for r in sorted(found, key=lambda r: -len(r.contests)):
+        by_kind.setdefault((r.setting.level, r.setting.mode), r)
+    seen: Counter[str] = Counter()
+    turns = []
+    for level, _ in (kinds := sorted(by_kind, key=lambda k: by_kind[k].setting.order)):
+        turns.append(seen[level])
+        seen[level] += 1
+    chosen = [by_kind[k] for _, k in sorted(zip(turns, kinds, strict=True), key=lambda turn: turn[0])][:rows]
+    return [r for r in found if r in chosen]
+
+
+def _time(cell: Cell, where: str) -> Td:
+    return Td(words.time(median_ms(cell)), median_ms(cell), kind="num", detail=where, again=cell.record.again)
+
+
+def wall(cell: Cell) -> Td:
+    """The wall time of a cell, and whether its host is what takes it."""
+    value, timing = wall_ms(cell.record), cell.record.timing
+    if value is None or timing is None:
+        return unrecorded()
+    return Td(words.time(value), value, kind="num", detail=HOST_BOUND if timing.host_bound else "")
 
 
 def _at(contest: Contest, region: Region) -> str:
@@ -40,14 +75,15 @@ def _use(r: Region) -> Td:
     return Td(r.use, r.use, backend=r.use, detail=f"or {', '.join(tie)}: not told apart" if tie else "")
 
 
-def _next(r: Region) -> Td:
-    pair = against_next(r.shown)
-    if pair is None:
+def _rival(r: Region) -> Td:
+    rival = r.rival
+    if rival is None:
         return missing("no other backend was measured in the same group")
-    other = r.shown.ranked[1].record.backend
-    ratio, said = pair.seen_from(r.use), pair.verdict_for(r.use)
-    than = {"same": "same as", "unresolved": "unresolved against"}.get(said, f"{said} than")
-    return Td(words.ratio(ratio), ratio.ratio, kind="num", detail=f"{than} {other}")
+    than = {"same": "same as", "unresolved": "unresolved against"}.get(rival.verdict, f"{rival.verdict} than")
+    parts = [f"{than} {rival.name}", _at(rival.contest, r)]
+    if rival.wall is not None:
+        parts.append(f"{words.times(rival.wall.ratio)} by wall time")
+    return Td(words.ratio(rival.ratio), rival.ratio.ratio, kind="num", detail="; ".join(p for p in parts if p))
 
 
 def _baseline(r: Region) -> Td:
@@ -58,7 +94,7 @@ def _baseline(r: Region) -> Td:
         return missing(f"{BASELINE} was not measured in the same group")
     contest, pair = found
     ratio = pair.seen_from(r.use)
-    return Td(words.ratio(ratio), ratio.ratio, kind="num", detail="" if contest is r.shown else _at(contest, r))
+    return Td(words.ratio(ratio), ratio.ratio, kind="num", detail=_at(contest, r))
 
 
 def _limit(cell: Cell) -> Td:
@@ -72,7 +108,7 @@ def _sure(r: Region) -> Td:
     contested = [c for c in r.contests if len(c.ranked) > 1]
     if not contested:
         return missing("nothing to compare with")
-    pair = against_next(r.shown)
+    pair = r.rival.pair if r.rival else None
     half = pair.speedup.half_width if pair else None
     parts = []
     if half is not None:
@@ -116,13 +152,13 @@ def _reach(c: Capacity | None) -> Td:
     elif c.extrapolated_n is not None:
         end = f"≈ {words.short(c.extrapolated_n)} extrap."
     else:
-        end = f"{c.stopped.record.status} at {c.stopped.record.problem.n_atom:,}" if c.stopped else ""
+        end = f"{c.stopped.status} at {c.stopped.record.problem.n_atom:,}" if c.stopped else ""
     if c.largest is None:
         return Td(DASH, None, _why_none(c), kind="na", detail=end)
     n = c.largest.record.problem.n_atom
-    return Td(f"{n:,}", n, c.first_oom.record.reason if c.first_oom else None, kind="num", detail=end)
+    return Td(f"{n:,}", n, c.first_oom.reason if c.first_oom else None, kind="num", detail=end)
 
 
 def _why_none(c: Capacity) -> str:
     cell = c.first_oom or c.stopped
-    return (cell.record.reason or cell.record.status) if cell else "nothing was measured"
+    return (cell.reason or cell.status) if cell else "nothing was measured"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.harness.record import Problem
 from reports.load import SHORT_DTYPE
+from reports.measured import UNRECORDED
 from reports.words import DASH
 
 
@@ -19,6 +20,7 @@ class Td:
     backend: str | None = None
     kind: str = ""
     detail: str = ""  # a second, quieter line
+    again: str | None = None  # the command that measures it again
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ def name(backend: str, tip: str | None = None) -> Td:
 
 def missing(why: str) -> Td:
     return Td(DASH, None, why, kind="na")
+
+
+def unrecorded() -> Td:
+    """What a record made before there was such a thing lacks: said in words, since Markdown has no hover text."""
+    return Td(UNRECORDED, None, kind="na")
 
 
 def num(value: float | None, shown: str, why: str = "not recorded", tip: str | None = None) -> Td:

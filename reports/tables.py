@@ -1,20 +1,35 @@
-"""The tables of the evidence: ratios, exponents, crossovers, phases, memory, gate, what was not there, noise."""
+"""The tables of the evidence: ratios, exponents, crossovers, phases, memory, what was not there, noise."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.harness import statistics
 from benchmarks.harness.statistics import PowerLaw
 from reports import words
-from reports.analyse import Contest, Pair, Repeat, median_ms
+from reports.analyse import Contest, Pair, Repeat
 from reports.curves import Crossing, Fit, is_predicted
 from reports.load import SHORT_DTYPE, Cell, Setting
-from reports.table import PROBLEM, Column, Table, Td, long, missing, name, num, problem_cells, text, verdict
+from reports.marks import code
+from reports.measured import HOST_BOUND_MEANS, graph_ms, has_two_times, hot_ms, time_words
+from reports.summary import wall
+from reports.table import (
+    PROBLEM,
+    Column,
+    Table,
+    Td,
+    long,
+    missing,
+    name,
+    num,
+    problem_cells,
+    text,
+    unrecorded,
+    verdict,
+)
 from reports.words import DASH
 
 
@@ -117,91 +132,65 @@ def crossings(anchor: str, found: Iterable[Crossing], labels: dict[Setting, str]
 
 
 def starts(anchor: str, cells: Sequence[Cell]) -> Table:
+    """Every time of every cell, and the command that measures it again; where there are two times, all of them."""
+    timed = [c for c in cells if c.record.timing is not None]
+    two = any(has_two_times(c.record) for c in timed)
+    steady = (
+        Column("device time", True, "median, steady state, cold L2 cache"), Column("95% interval", True),
+        Column("wall time", True, HOST_BOUND_MEANS), Column("graph", True, "median of CUDA graph replay"),
+        Column("hot", True, "median with a warm L2 cache"),
+    ) if two else (Column("steady state", True), Column("95% interval", True))  # fmt: skip
     columns = (
-        *PROBLEM, Column("backend"), Column("steady state", True), Column("95% interval", True), Column("plan", True),
-        Column("first call", True),
-        Column("the same, in calls", True, "(first call + plan) / steady state"),
-        Column("cache"), Column("hot", True, "median with a warm L2 cache"),
-        Column("graph", True, "median of CUDA graph replay"), Column("stopped by"),
-        Column("outliers", True, "Tukey's fences; labelled, never dropped"),
+        *PROBLEM, Column("backend"), *steady, Column("plan", True), Column("first call", True),
+        Column("the same, in calls", True, "(first call + plan) / steady state"), Column("cache"),
+        Column("stopped by"), Column("outliers", True, "Tukey's fences; labelled, never dropped"),
+        Column("again", False, "the command that measures this cell again"),
     )  # fmt: skip
-    rows = []
-    for c in cells:
-        r, t = c.record, c.record.timing
-        if t is None:
-            continue
-        hot, graph = _median(t.hot_samples_ms), _median(t.graph_samples_ms)
-        once = None if r.first_call_ms is None else r.first_call_ms + (r.plan_ms or 0.0)
-        labels = [label for label in statistics.tukey_outliers(t.samples_ms) if label]
-        repaid = once / t.median_ms if once is not None else None
-        rows.append([
-            *problem_cells(r.problem), name(r.backend), num(t.median_ms, words.time(t.median_ms)),
-            num(t.ci_low_ms, f"{words.time(t.ci_low_ms)} … {words.time(t.ci_high_ms)}"),
-            num(r.plan_ms, words.time(r.plan_ms or 0), "this backend has no plan"),
-            num(r.first_call_ms, words.time(r.first_call_ms or 0)), num(repaid, words.number(repaid or 0, 2)),
-            text(t.cache), num(hot, words.time(hot or 0), "not measured hot"),
-            num(graph, words.time(graph or 0), "not replayed as a graph"), text(t.stop),
-            num(len(labels), f"{len(labels)} of {len(t.samples_ms)}", tip=", ".join(sorted(set(labels))) or None),
-        ])  # fmt: skip
-    return Table(anchor, "First call and plan against steady state", columns, rows)
+    return Table(anchor, "First call and plan against steady state", columns, [_start(c, two) for c in timed])
 
 
-def _median(samples: Sequence[float] | None) -> float | None:
-    return float(np.median(samples)) if samples else None
+def _start(c: Cell, two: bool) -> list[Td]:
+    r, t = c.record, c.record.timing
+    assert t is not None
+    once = None if r.first_call_ms is None else r.first_call_ms + (r.plan_ms or 0.0)
+    labels = [label for label in statistics.tukey_outliers(t.samples_ms) if label]
+    repaid = once / t.median_ms if once is not None and t.median_ms else None
+    more = [wall(c), _or_why(graph_ms(r), t.graph_reason), _or_why(hot_ms(r), t.hot_reason)] if two else []
+    return [
+        *problem_cells(r.problem), name(r.backend, c.impossible), num(t.median_ms, words.time(t.median_ms)),
+        num(t.ci_low_ms, f"{words.time(t.ci_low_ms)} … {words.time(t.ci_high_ms)}"), *more,
+        num(r.plan_ms, words.time(r.plan_ms or 0), "this backend has no plan"),
+        num(r.first_call_ms, words.time(r.first_call_ms or 0)), num(repaid, words.number(repaid or 0, 2)),
+        text(t.cache), text(t.stop),
+        num(len(labels), f"{len(labels)} of {len(t.samples_ms)}", tip=", ".join(sorted(set(labels))) or None),
+        Td("", None, again=r.again) if r.again else unrecorded(),
+    ]  # fmt: skip
 
 
-def gates(anchor: str, cells: Sequence[Cell]) -> Table:
-    columns = (
-        *PROBLEM, Column("backend"), Column("gate"), Column("worst output", True), Column("tolerance", True),
-        Column("worst gradient", True), Column("tolerance of gradients", True), Column("rows checked", True),
-        Column("all-zero output", True, "the error that an all-zero output gets: it must be refused"),
-    )  # fmt: skip
-    rows = []
-    for c in cells:
-        g = c.record.gate
-        if g is None:
-            continue
-        outputs = _worst(g.errors | {f"{k}, after timing": v for k, v in g.errors_after.items()}, gradients=False)
-        grads = _worst(g.errors | {f"{k}, after timing": v for k, v in g.errors_after.items()}, gradients=True)
-        rows.append([
-            *problem_cells(c.record.problem), name(c.record.backend),
-            Td("passed" if g.passed else "failed", kind="v-faster" if g.passed else "v-failed"), outputs,
-            num(g.tolerance, f"{g.tolerance:.1e}"), grads,
-            num(g.gradient_tolerance, f"{g.gradient_tolerance or 0:.1e}", "no gradients in this mode"),
-            num(g.rows_checked, f"{g.rows_checked:,} of {g.rows_total:,}"),
-            num(g.negative_control, f"{g.negative_control or 0:.2g}"),
-        ])  # fmt: skip
-    return Table(anchor, "Gate errors", columns, rows, "Relative error norms ‖x − ref‖ / ‖ref‖ against float64.")
-
-
-def _worst(errors: dict[str, float | None], *, gradients: bool) -> Td:
-    mine = {k: v for k, v in errors.items() if k.startswith("grad") == gradients}
-    if not mine:
-        return missing("no gradients in this mode" if gradients else "no output was checked")
-    broken = [k for k, v in mine.items() if v is None]
-    if broken:
-        return Td("not finite", float("inf"), ", ".join(broken), kind="num")
-    where = max(mine, key=lambda k: mine[k] or 0.0)
-    return num(mine[where], f"{mine[where]:.1e}", tip=where)
+def _or_why(ms: float | None, reason: str | None) -> Td:
+    """A time, or the reason that there is none where that was recorded."""
+    if ms is not None:
+        return num(ms, words.time(ms))
+    return Td(DASH, None, reason, kind="na", detail=reason) if reason else unrecorded()
 
 
 def unavailable(anchor: str, cells: Sequence[Cell]) -> Table:
     columns = (Column("backend"), Column("status"), Column("why"), Column("cells", True), Column("where"))
     found: dict[tuple[str, str, str], list[Cell]] = {}
     for c in cells:
-        if not c.ok and c.record.status != "ok":
-            status = "oom (predicted)" if is_predicted(c) else c.record.status
-            found.setdefault((c.record.backend, status, _pattern(c.record.reason or "")), []).append(c)
+        if not c.ok:
+            status = "oom (predicted)" if is_predicted(c) else c.status
+            found.setdefault((c.record.backend, status, _pattern(c.reason or "")), []).append(c)
     rows = []
     for (backend, status, _), mine in sorted(found.items()):
         problems = [c.record.problem for c in mine]
         where = sorted({f"{p.level}, {p.mode}, {SHORT_DTYPE[p.dtype]}, N {p.n_atom:,}" for p in problems})
         listed = "; ".join(where[:4]) + (f"; {len(where) - 4} more" if len(where) > 4 else "")
-        why = mine[0].record.reason or status
-        if len({c.record.reason for c in mine}) > 1:
+        why = mine[0].reason or status
+        if len({c.reason for c in mine}) > 1:
             why += " (the others alike)"
         rows.append([
-            name(backend), Td(status, status, kind=f"s-{mine[0].record.status}"), long(why, mine[0].record.error),
+            name(backend), Td(status, status, kind=f"s-{mine[0].status}"), long(why, mine[0].record.error),
             num(len(mine), str(len(mine))), long(listed, "; ".join(where)),
         ])  # fmt: skip
     return Table(anchor, "What was not available, and why", columns, rows)
@@ -247,7 +236,8 @@ def pair_frame(found: Iterable[Pair]) -> pd.DataFrame:
 def rank_note(contests: Iterable[Contest]) -> list[str]:
     """Cells with a speed that stand apart from the winner's group: told, never compared."""
     return [
-        f"`{c.record.backend}` at {words.sizes(x.problem)} was measured in another group ({words.time(median_ms(c))}): "
+        f"{code(c.record.backend)} at {words.sizes(x.problem)} was measured in another group "
+        f"({time_words(c.record)}): "
         "no ratio to the others is given."
         for x in contests
         for c in x.apart

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.harness.record import Gate, Limit, Memory, Problem, Provenance, Record, Timing
+from benchmarks.harness.record import Gate, Limit, Memory, Problem, Provenance, Record, Timing, Trial
 
 ATOMS_PER_RESIDUE = {"backbone": 4, "heavy": 8, "atom14": 14}
 ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
@@ -220,6 +220,24 @@ def group(machine: Machine, p: Problem, *, backends: Iterable[str] | None = None
         cell(machine, b, p, group=name, run=run, drift=drift, seed=seed, **where)
         for b in (backends or machine.speeds)
     ]  # fmt: skip
+
+
+def recent(record: Record, *, host_ms: float = 0.12) -> Record:
+    """The same record with what the schema has since learned to hold: wall time, slopes, a trial, the way back."""
+    held: dict = {"again": f"python -m benchmarks sweep --backend {record.backend} --n-atom {record.problem.n_atom}"}
+    if record.gate is not None:
+        slopes = dict.fromkeys(record.gate.errors, 0.0001)
+        trial = Trial(dtype="float32", passed=True, errors={"output": 3e-7}, slopes={"output": -2e-8})
+        held["gate"] = record.gate.model_copy(update={
+            "slopes": slopes, "slopes_after": slopes, "control": "neighbour", "trial": trial, "negative_control": 0.31,
+        })  # fmt: skip
+    if record.timing is not None:
+        more: dict = {"calls_checked": 3, "input_sets": 2}
+        if record.problem.device == "cuda":
+            walls = [t + host_ms for t in record.timing.samples_ms]
+            more |= {"wall_samples_ms": walls, "wall_ms": float(np.median(walls)), "graph_reason": "captures nothing"}
+        held["timing"] = record.timing.model_copy(update=more)
+    return record.model_copy(update=held)
 
 
 def cpu_sweep(modes: Iterable[str] = ("fwd", "fwdbwd"), **where: object) -> list[Record]:

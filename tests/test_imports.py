@@ -150,7 +150,7 @@ def test_no_helper_has_a_name_that_asv_collects() -> None:
 
 
 def test_reports_need_no_torch() -> None:
-    harness = ("record", "profile_record", "statistics", "comparison", "shown", "place", "cost", "ceilings")
+    harness = ("record", "profile_record", "statistics", "comparison", "shown", "place", "cases", "cost", "ceilings")
     allowed = ("benchmarks.asv_metrics", *(f"benchmarks.harness.{name}" for name in harness))
     files = _files("reports")
     assert _offences(files, ("torch", "variants", "pallatom", "tests")) == []

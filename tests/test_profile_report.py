@@ -66,7 +66,7 @@ def test_the_markdown_says_the_same(folder: Path) -> None:
     said = text[text.index("## Where the time goes") : text.index("## Tables")]
     assert "`triton_fused`, 120 µs a call: 75% of the call is the fused kernel" in said
     assert "gather and scatter 41.0%, copies and fills 25.0%, matrix products 20.0%, other 0.4%, idle 13.6%." in said
-    assert "`flex` has no profile: crashed, the worker <died>" in said
+    assert "`flex` has no profile: crashed, the worker &lt;died&gt;" in said
 
 
 def test_profiles_are_found_beside_records_in_folders_and_by_name(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.harness.record import read
-from reports import analyse, answer, curves, page, tables, theme
+from reports import analyse, answer, curves, marks, page, tables, theme
 from reports.__main__ import app
 from reports.load import Collection, InputError, load
 from tests import records_factory as make
@@ -131,8 +131,8 @@ def test_answer_names_the_fastest_of_the_made_up_machines(whole):
 
 def test_missing_values_are_dashes_with_a_reason(whole):
     html = (whole / "index.html").read_text(encoding="utf-8")
-    for title in re.findall(r'<td class="na"(?: title="([^"]*)")?', html):
-        assert title
+    for title, said in re.findall(r'<td class="na"(?: title="([^"]*)")?[^>]*>([^<]*)', html):
+        assert title or said.strip() == "not recorded"
     assert not re.search(r">(nan|None|inf)<", html)
 
 
@@ -400,5 +400,9 @@ def test_reports_do_not_import_torch():
 
 
 def test_mark_up_escapes_and_marks():
-    assert str(page.mark_up("**a** < `other`", ["gather"])) == "<strong>a</strong> &lt; <code>other</code>"
-    assert 'class="k k0"' in page.mark_up("`gather`", ["gather"])
+    said = f"{marks.bold('a')} < {marks.code('o&r')} **b** `c`"
+    assert str(page.mark_up(said, ["gather"])) == "<strong>a</strong> &lt; <code>o&amp;r</code> **b** `c`"
+    assert 'class="k k0"' in page.mark_up(marks.code("gather"), ["gather"])
+    assert marks.as_markdown(said) == r"**a** &lt; o&amp;r \*\*b\*\* \`c\`"
+    assert marks.as_markdown(marks.code("gather_compiled") + " gather_compiled") == "`gather_compiled` gather_compiled"
+    assert marks.plain(said) == "a < o&r **b** `c`"

@@ -54,6 +54,26 @@
     table.parentElement.before(bar);
   }
 
+  for (const details of document.querySelectorAll("details.again")) {
+    details.addEventListener("toggle", () => {
+      if (details.querySelector("button")) return;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = "Copy";
+      button.addEventListener("click", async () => {
+        const code = details.querySelector("code");
+        try {
+          await navigator.clipboard.writeText(code.textContent);
+          button.textContent = "Copied";
+        } catch {
+          getSelection().selectAllChildren(code);
+          button.textContent = "Selected";
+        }
+      });
+      details.append(button);
+    });
+  }
+
   const nav = document.querySelector("nav");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const toggle = document.createElement("button");
