@@ -225,7 +225,9 @@ def plain_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
     """``bias [parts, rows, HP]`` of pair rows, its statistics in fp32; NaN where their squares overflow."""
     x = centre(p, C, CP)
     variance = tl.sum(x * x, 2) * (1.0 / C) + eps
-    return project(p, x, w2, HP) * tl.rsqrt(variance * 0.0 + variance)[:, :, None]
+    if p.dtype != tl.float16:  # whose squares do not overflow fp32
+        variance = variance * 0.0 + variance
+    return project(p, x, w2, HP) * tl.rsqrt(variance)[:, :, None]
 
 
 @triton.jit

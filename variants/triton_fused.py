@@ -229,7 +229,7 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     A live pair costs ``2 D`` FLOPs a head in each of the two products and ``2 C`` in the projection, and two gradients
     of the same cost each. Forward: Q, K, V in, O out; backward: Q, K, V, O, dO in, dQ, dK, dV out.
 
-    Peak above the inputs: O and the log-sum-exp; with the backward also dp, dQ, dK, dV, dQ's fp32 accumulator,
+    Peak above the inputs: O and the log-sum-exp; with the backward also low, dp, dQ, dK, dV, dQ's fp32 accumulator,
     delta, and one partial weight gradient per 16 keys. A split backward holds g = rstd dS too, writes it and reads it,
     and reads p once more for each group of heads.
     """
@@ -247,8 +247,10 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     partial = 4 * (parts + 1) * max(16, shape.c_pair) * max(4, shape.heads)
     g = 0 if split is None else shape.n_pairs * shape.heads * shape.pair_itemsize
     again = 0 if split is None else -(-shape.heads // split) * p_live
-    peak = 4 * shape.atom_bytes + 2 * stats + accumulator + partial + shape.p_bytes + g
-    return Cost(flops + scores, bytes_ + 4 * stats + 4 * accumulator + 2 * partial + 2 * g + again, peak)
+    low = 0 if shape.itemsize == 4 else shape.atom_bytes
+    peak = 4 * shape.atom_bytes + low + 2 * stats + accumulator + partial + shape.p_bytes + g
+    traffic = bytes_ + 2 * low + 4 * stats + 4 * accumulator + 2 * partial + 2 * g + again
+    return Cost(flops + scores, traffic, peak)
 
 
 def _sizes(shape: Shape) -> Sizes:
