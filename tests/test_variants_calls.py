@@ -124,20 +124,6 @@ def test_editing_p_between_forward_and_backward_is_an_error() -> None:
         out.sum().backward()
 
 
-def test_an_index_edited_in_place_is_planned_again() -> None:
-    given = problem("ragged", F32)
-    mask = given.valid_mask.clone()
-    inputs = [x.clone() for x in given.inputs]
-    for name in ("banded", "dense"):
-        block = variants.convert(given.block, name)
-        block._attend(*inputs, given.neighbor_idx, mask)
-    mask[:, 20:30] = False
-    for name in ("banded", "dense"):
-        got = variants.convert(given.block, name)._attend(*inputs, given.neighbor_idx, mask)
-        assert (got[:, 20:30] == 0).all()
-        assert torch.allclose(got, given.block._attend(*inputs, given.neighbor_idx, mask), atol=1e-5)
-
-
 def test_a_compiled_model_may_hold_banded() -> None:
     torch.manual_seed(0)
     model = variants.convert(AtomTransformer(16, 4, n_blocks=2, n_heads=2, window_size=6), "banded")
