@@ -151,6 +151,19 @@ def test_nothing_outlives_the_tensor() -> None:
     assert made() is None
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_models_index_goes_with_its_residues(batch: int | None) -> None:
+    tok = torch.arange(30) // 3
+    if batch:
+        tok = tok.expand(batch, -1).clone()
+    made = weakref.ref(layer._atom_pairs(tok, 10, 8)[1])
+    gc.collect()
+    assert made() is not None
+    del tok
+    gc.collect()
+    assert made() is None
+
+
 @PARTS
 def test_a_model_makes_its_index_once_and_again_when_residues_change(
     part: str, monkeypatch: pytest.MonkeyPatch

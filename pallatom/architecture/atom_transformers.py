@@ -125,7 +125,7 @@ def _atom_pairs(
             if uid.ndim == 2 and bool((uid == uid[:1]).all()):
                 uid = uid[0]  # one mask for the whole batch
             valid = valid & (uid[..., None] == uid[..., neighbor_idx])
-        return tok, neighbor_idx, valid
+        return tok.clone(), neighbor_idx, valid  # `tok` may be `tok_idx` itself, which nothing remembered may hold
 
 
 def _pair_mlp(c: int) -> nn.Sequential:
