@@ -52,7 +52,7 @@ def test_no_finite_number_is_wrong(draw: Draw) -> None:
 
 
 @pytest.mark.interpreted
-@settings(fuzz, max_examples=max(EXAMPLES // 6, 1))
+@settings(fuzz, max_examples=max(EXAMPLES // 10, 1))
 @given(draws())
 def test_nor_is_one_in_the_interpreter(draw: Draw) -> None:
     check(draw, ["triton_fused"])
