@@ -164,9 +164,10 @@ def obtain(needed: Iterable[Library], cache: Path) -> dict[str, bytes]:
 def _store(path: Path, content: bytes) -> None:
     """Whole or not at all: two processes may publish at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-        partial.write(content)
-    os.replace(partial.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        partial.write_bytes(content)
+        partial.replace(path)
 
 
 def _from_npm(missing: list[Library]) -> Iterator[tuple[str, bytes]]:

@@ -116,7 +116,7 @@ def call_of(draw: Draw) -> Call:
     if draw.layout == "expanded":
         grad = grad[:, :, :1, :1].expand_as(grad)
         if mask.dim() == 3 and draw.batch > 1:  # p is one for all items, so padding is padding in all of them
-            inputs[3] = inputs[3].nan_to_num(nan=1e3)
+            inputs[3] = inputs[3].nan_to_num(nan=1.0)
     if draw.mode == "inference":
         with torch.inference_mode():
             idx, mask = idx.clone(), mask.clone()
