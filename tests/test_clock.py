@@ -79,7 +79,36 @@ def test_it_stops_as_soon_as_the_ratios_are_known_well_enough() -> None:
     assert 20 < len(noisy.order) < 500
     assert noisy.stop["b"] == "converged"
     assert noisy.half_widths["b"] is not None
-    assert noisy.half_widths["b"] <= CpuClock.target_half_width
+    without_closing = half_widths({name: taken[:-1] for name, taken in noisy.samples.items()})["b"]
+    assert without_closing is not None
+    assert without_closing <= CpuClock.target_half_width
+
+
+def test_the_closing_block_is_told_to_the_harness_alone_and_counts() -> None:
+    told: list[tuple[str, bool]] = []
+    machine = Machine()
+    result = run(machine, {"slow": 1000, "a": 10, "b": 11}, budget_s=6.0, on_sample=lambda *x: told.append(x))
+    assert [name for name, closing in told if closing].count("slow") == 1
+    assert Counter(name for name, closing in told if closing) == {"slow": 1, "a": 1, "b": 1}
+    assert Counter(name for name, _ in told) == {name: len(taken) for name, taken in result.samples.items()}
+    for name in result.samples:
+        assert [closing for one, closing in told if one == name][-1]
+
+
+def test_more_threads_than_were_given_are_charged() -> None:
+    host = {"s": 0.0, "cpu": 0.0}
+
+    def call() -> None:
+        host["s"] += 1e-3
+        host["cpu"] += 3e-3
+
+    def sample(threads: int | None) -> float:
+        return CpuClock(timer=lambda: host["s"], processor_timer=lambda: host["cpu"], threads=threads).sample(call)
+
+    assert sample(None) == pytest.approx(1.0)
+    assert sample(4) == pytest.approx(1.0)
+    assert sample(2) == pytest.approx(1.5)
+    assert sample(1) == pytest.approx(3.0)
 
 
 def test_drift_that_all_arms_share_does_not_keep_it_running() -> None:
@@ -249,6 +278,7 @@ class FakeCuda:
             self.log.append("event")
 
         event.record = record
+        event.synchronize = lambda: None
         event.elapsed_time = lambda end: end.at - event.at
         return event
 
@@ -289,6 +319,40 @@ def test_the_device_is_kept_busy_for_as_long_as_the_host_takes_to_launch(cuda: F
     cuda.log.clear()
     assert clock.sample(slow_to_launch) == pytest.approx(3.0)
     assert cuda.log.count("flush") == 12
+
+
+def test_work_left_on_another_stream_is_counted(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = {"s": 0.0}
+    left = {"ms": 0.0}
+
+    def synchronize(device=None) -> None:
+        host["s"] += 1e-3 * left["ms"]
+        left["ms"] = 0.0
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    clock = CudaClock(cache="cold", timer=lambda: host["s"])
+
+    def leaves_work_behind() -> None:
+        cuda.ms += 1.0
+        left["ms"] = 5.0
+
+    assert clock.sample(leaves_work_behind) == pytest.approx(6.0)
+    assert clock.sample(cuda.launch("op", 1.0)) == pytest.approx(1.0)
+
+
+def test_wall_time_is_of_one_call_on_an_idle_device_with_a_flushed_cache(cuda: FakeCuda) -> None:
+    host = {"s": 0.0}
+    clock = CudaClock(cache="cold", timer=lambda: host["s"])
+
+    def call() -> None:
+        cuda.log.append("op")
+        host["s"] += 0.13e-3
+
+    assert clock.wall(call) == pytest.approx(0.13)
+    assert cuda.log == ["flush", "sync", "op", "sync"]
+    result = interleave({"a": cuda.launch("a", 0.01)}, clock=CudaClock(cache="cold"), budget_s=60, max_blocks=25)
+    assert len(result.walls["a"]) == len(result.samples["a"])
+    assert run(Machine(), {"a": 5.0}).walls == {"a": []}
 
 
 def test_hot_samples_warm_up_once_and_do_not_flush(cuda: FakeCuda) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -76,7 +76,8 @@ def moved_at_most(made: inputs.Inputs) -> int:
     """Bytes of everything that is handed over, gradients and the optimizer's moments included, each once a way."""
     case = Case(made, made.module)
     case()
-    results = case.results()
+    assert case.last is not None
+    results = case.named(case.last)
     outputs = sum(bytes_of(results[name]) for name in made.outputs)
     leaves, weights = (sum(map(bytes_of, group.values())) for group in (made.leaves, made.weights))
     moved = leaves + outputs
@@ -118,7 +119,8 @@ def test_no_floor_is_less_than_what_has_to_be_moved(level: str, shape: str, mode
     made = built(SHAPES[shape] | {"level": level, "mode": mode})
     case = Case(made, made.module)
     case()
-    outputs = [t for name in made.outputs if (t := case.results()[name]) is not None]
+    assert case.last is not None
+    outputs = list(case.last.outputs)
     read, written = list(made.leaves.values()), outputs
     if mode != "fwd":
         read, written = read + list(made.cotangents.values()), written + list(made.leaves.values())
@@ -228,6 +230,17 @@ def test_the_rate_used_is_recorded() -> None:
 
 def test_ceilings_cross_a_process_boundary() -> None:
     assert Ceilings(**json.loads(json.dumps(asdict(caches())))) == caches()
+
+
+def test_of_two_measurements_the_larger_of_each_counts() -> None:
+    one, two = caches(), caches()
+    slow = replace(one.cached[0], bytes_per_s=1.0, spread=9.0)
+    one = replace(one, rate_flops_per_s=1.0, flops_spread=9.0, cached=(slow, *one.cached[1:]))
+    two = replace(two, bandwidth_bytes_per_s=1.0, bandwidth_spread=9.0, rate_exponentials_per_s=1e9)
+    for raised in (one.raised(two), two.raised(one)):
+        assert raised == replace(caches(), rate_exponentials_per_s=1e9)
+    with pytest.raises(ValueError, match="same working sets"):
+        one.raised(RATES)
 
 
 def measured(percent: float, spread: float | None, problem: Problem | None = None) -> Limit:

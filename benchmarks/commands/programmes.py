@@ -103,7 +103,7 @@ def gpu_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Pr
             Stage("sweep", in_order([(alone, late)])),
         ]
     stages.append(Stage("sweep", in_order([(grids.last, lean)])))
-    return Programme(stages, Options(budget_s=2.0, gate_pairs=1 << 18 if on_gpu else 1 << 17))
+    return Programme(stages, Options(budget_s=2.0, gate_pairs=1 << 23 if on_gpu else 1 << 17))
 
 
 @dataclass(frozen=True)

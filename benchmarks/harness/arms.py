@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from variants import Backend
 
+    from .case import Case
+
 
 class UnknownBackend(ValueError):
     """No such backend: names the option, the names that there are, and what came."""
@@ -100,6 +102,25 @@ def converted(spec: str, module: nn.Module) -> nn.Module:
         if isinstance(block, AtomTransformerBlock):
             block.__class__ = load(spec).block
     return twin
+
+
+def path(spec: str, case: Case) -> str | None:
+    """Which of its algorithms the backend takes for this case's seam; None where it, or older code, does not say."""
+    import variants
+    from pallatom.architecture.atom_transformers import AtomTransformerBlock
+
+    ask = getattr(variants, "path", None)
+    if ask is None or spec == INDEX_BACKEND or is_file(spec):
+        return None
+    if case.inputs.problem.level == "attention":
+        arguments = [*case.inputs.tensors.values(), *case.inputs.fixed.values()]
+        return ask(case.module, *(x.detach() for x in arguments))
+    if case.inputs.problem.level not in ("block", "stack"):
+        return None  # they build their index inside
+    block = next(m for m in case.module.modules() if isinstance(m, AtomTransformerBlock))
+    q, p = case.inputs.tensors["q"].detach(), case.inputs.tensors["p"].detach()
+    heads = q.unflatten(-1, (block.n_heads, block.head_dim))
+    return ask(block, heads, heads, heads, p, *case.inputs.fixed.values())
 
 
 def tuning_ms(spec: str) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -31,50 +33,74 @@ def forward_of(inputs: Inputs, module: nn.Module) -> Callable[..., tuple[Tensor,
     return lambda **fixed: tuple(module(**tensors, **fixed))
 
 
+@dataclass(frozen=True)
+class Made:
+    """What one call made: outputs and gradients, and which of the input sets it was given."""
+
+    turn: int
+    outputs: tuple[Tensor, ...]
+    gradients: tuple[Tensor | None, ...]
+
+
 class Case:
     """One backend on a problem: call it to run the timed region once.
 
     ``fwd`` runs without gradients; ``fwdbwd`` also takes the gradients of every input and weight
     against the fixed cotangents; ``train`` then takes an AdamW step. Its learning rate is 0, which
-    costs the same arithmetic and leaves the weights as the gate saw them. What the last call made is
-    kept, so that freeing it (:meth:`release`) falls outside the timed region and the gate can look
-    at exactly what was timed.
+    costs the same arithmetic and leaves the weights as the gate saw them.
+
+    The calls take turns among ``inputs`` and ``others``, so that an answer kept from another call is a
+    wrong one. What the last call made is kept (``last``), and what one call made that was drawn among all
+    since the last release (``drawn``): so freeing them (:meth:`release`) falls outside the timed region, and the gate
+    can look at exactly what was timed, without the backend knowing which calls will be looked at.
     """
 
-    def __init__(self, inputs: Inputs, module: nn.Module) -> None:
+    def __init__(self, inputs: Inputs, module: nn.Module, others: Sequence[Inputs] = ()) -> None:
         self.inputs, self.module = inputs, module
-        self._forward = forward_of(inputs, module)
-        self._leaves = list(inputs.leaves.values())
+        self.turns = (inputs, *others)
+        self._forwards = [forward_of(one, module) for one in self.turns]
+        self._leaves = [list(one.leaves.values()) for one in self.turns]
         self._cotangents = [inputs.cotangents[name] for name in inputs.outputs] if inputs.cotangents else []
-        self._kept: tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]] | None = None
+        self._calls = self._since = 0
+        self._draw = random.Random().random
+        self.last: Made | None = None
+        self.drawn: Made | None = None
         self._optimizer = _adamw(inputs.weights) if inputs.problem.mode == "train" else None
 
     def __call__(self) -> None:
-        self._kept = None  # never two results at once: at a million atoms that would not fit
-        self._kept = self._run(self._cotangents, **self.inputs.fixed)
+        self.last = None  # never two results at once: at a million atoms that would not fit
+        turn = self._calls % len(self.turns)
+        self._calls += 1
+        self._since += 1
+        self.last = self._run(turn, self._cotangents, **self.turns[turn].fixed)
+        if self._draw() * self._since < 1:  # each of the calls so far is the drawn one with equal chance
+            self.drawn = self.last
         if self._optimizer is not None:
             self._step()
 
-    def _run(self, cotangents: list[Tensor], **fixed: Tensor):
+    def _run(self, turn: int, cotangents: list[Tensor], **fixed: Tensor) -> Made:
         import torch
 
+        forward = self._forwards[turn]
         if self.inputs.problem.mode == "fwd":
             with torch.no_grad():
-                return self._forward(**fixed), ()
-        outputs = self._forward(**fixed)
-        return outputs, torch.autograd.grad(outputs, self._leaves, cotangents, allow_unused=True)
+                return Made(turn, forward(**fixed), ())
+        outputs = forward(**fixed)
+        leaves = self._leaves[turn]
+        return Made(turn, outputs, torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True))
 
     def _step(self) -> None:
-        assert self._kept is not None
+        assert self.last is not None
         assert self._optimizer is not None
         weights = list(self.inputs.weights.values())
-        for weight, gradient in zip(weights, self._kept[1][-len(weights) :], strict=True):
+        for weight, gradient in zip(weights, self.last.gradients[-len(weights) :], strict=True):
             weight.grad = gradient
         self._optimizer.step()
 
     def release(self) -> None:
-        """Drop what the last call made."""
-        self._kept = None
+        """Drop what calls have made."""
+        self.last = self.drawn = None
+        self._since = 0
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
 
@@ -84,22 +110,22 @@ class Case:
 
     def run_on(self, fixed: dict[str, Tensor]) -> None:
         """Run once on another index."""
-        self._kept = self._run(self._cotangents, **fixed)
+        self.last = self._run(0, self._cotangents, **fixed)
 
-    def results(self, cotangents: dict[str, Tensor] | None = None) -> dict[str, Tensor | None]:
-        """Outputs by name and gradients as ``grad:NAME``: of a run against other cotangents, or, without
-        them, those that the last call kept."""
-        if cotangents is not None:
-            self._kept = None
-            against = [cotangents[name] for name in self.inputs.outputs] if cotangents else []
-            self._kept = self._run(against, **self.inputs.fixed)
-        if self._kept is None:
-            raise RuntimeError("no call has been made since the last release")
-        outputs, gradients = self._kept
-        named: dict[str, Tensor | None] = {n: t.detach() for n, t in zip(self.inputs.outputs, outputs, strict=True)}
-        if gradients:
-            named |= {f"grad:{n}": g for n, g in zip(self.inputs.leaves, gradients, strict=True)}
-        return named
+    def run_against(self, cotangents: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        """Run the first input set once, against other cotangents, and name the results."""
+        self.last = None
+        against = [cotangents[name] for name in self.inputs.outputs] if cotangents else []
+        self.last = self._run(0, against, **self.inputs.fixed)
+        return self.named(self.last)
+
+    def named(self, made: Made) -> dict[str, Tensor | None]:
+        """Outputs by name, and gradients as ``grad:NAME``."""
+        names = self.inputs.outputs
+        found: dict[str, Tensor | None] = {n: t.detach() for n, t in zip(names, made.outputs, strict=True)}
+        if made.gradients:
+            found |= {f"grad:{n}": g for n, g in zip(self.inputs.leaves, made.gradients, strict=True)}
+        return found
 
 
 def _adamw(weights: dict[str, Tensor]) -> torch.optim.Optimizer:

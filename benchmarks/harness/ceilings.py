@@ -103,6 +103,25 @@ class Ceilings:
         no_larger = [at for at, one in enumerate(sets) if one.working_set_bytes <= needed_bytes]
         return max(sets[max(no_larger, default=0) :], key=lambda one: one.bytes_per_s)
 
+    def raised(self, other: Ceilings) -> Ceilings:
+        """The larger of each rate, of two measurements of one device: something else may have run during either."""
+        if [one.working_set_bytes for one in self.cached] != [one.working_set_bytes for one in other.cached]:
+            raise ValueError("other: expected ceilings of the same working sets, got others")
+        best = max(self, other, key=lambda c: c.bandwidth_bytes_per_s)
+        flops = max(self, other, key=lambda c: c.rate_flops_per_s)
+        exponentials = max(self, other, key=lambda c: c.rate_exponentials_per_s or 0.0)
+        return replace(
+            best,
+            source=flops.source,
+            rate_flops_per_s=flops.rate_flops_per_s,
+            flops_spread=flops.flops_spread,
+            rate_exponentials_per_s=exponentials.rate_exponentials_per_s,
+            exponentials_spread=exponentials.exponentials_spread,
+            cached=tuple(
+                max(pair, key=lambda one: one.bytes_per_s) for pair in zip(self.cached, other.cached, strict=True)
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class Probe:

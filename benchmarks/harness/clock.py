@@ -28,6 +28,7 @@ Cache = Literal["cold", "hot", "unspecified"]
 Stop = Literal["converged", "budget", "maximum"]
 _HOST_JITTER_MS = 0.3
 _MOST_LEAD_MS = 20.0
+_IDLE_SYNC_MS = 0.2  # an idle device answers within a tenth of this
 
 _SLOW_ENOUGH = 100  # a first call of so many times the wanted sample is no short call that warmed up
 
@@ -49,6 +50,10 @@ class Clock(Protocol):
         """Milliseconds per call, over ``calls`` calls."""
         ...
 
+    def wall(self, fn: Arm) -> float | None:
+        """Milliseconds that a caller waits for one call, where that is another time than the sample's."""
+        ...
+
     def calibrate(self, fn: Arm) -> tuple[int, float]:
         """Warm ``fn`` up; how many calls make one sample, and seconds that such a sample takes."""
         ...
@@ -56,23 +61,39 @@ class Clock(Protocol):
 
 class CpuClock:
     """Wall time on the host. Calls shorter than ``target_ms`` are batched until a sample lasts that
-    long, so that the timer's own cost and resolution do not show."""
+    long, so that the timer's own cost and resolution do not show.
+
+    With ``threads``, a call that keeps more of them busy than it was given is charged for them: its time is at least
+    the processor time of the whole process over ``threads``.
+    """
 
     cache: Cache = "unspecified"
     target_half_width = MARGIN["cpu"]
 
     def __init__(
-        self, *, target_ms: float = 1.0, max_calls: int = 4096, timer: Callable[[], float] = time.perf_counter
+        self,
+        *,
+        target_ms: float = 1.0,
+        max_calls: int = 4096,
+        timer: Callable[[], float] = time.perf_counter,
+        threads: int | None = None,
+        processor_timer: Callable[[], float] = time.process_time,
     ) -> None:
         self.target_ms = target_ms
         self.max_calls = max_calls
         self.now = timer
+        self._threads = threads
+        self._processor = processor_timer
 
     def sample(self, fn: Arm, calls: int = 1) -> float:
-        start = self.now()
+        start, busy = self.now(), self._processor()
         for _ in range(calls):
             fn()
-        return (self.now() - start) * 1e3 / calls
+        busy, took = self._processor() - busy, self.now() - start
+        return max(took, busy / self._threads if self._threads else 0.0) * 1e3 / calls
+
+    def wall(self, fn: Arm) -> None:
+        """No second time: the caller waits for what :meth:`sample` measures."""
 
     def calibrate(self, fn: Arm) -> tuple[int, float]:
         return _calibrate(self, fn, self.target_ms, self.max_calls)
@@ -87,6 +108,9 @@ class CudaClock:
     call (``enqueue_ms``, from :meth:`calibrate`), so that what is timed is the device's own work, as in
     a stream that runs ahead. What synchronizes inside still shows its gaps. ``hot``: one untimed
     call, then ``calls`` in a row between one pair of events, launch gaps included.
+
+    Work that a call leaves on another stream is counted: what the device still needs once the
+    second event has passed, beyond what an idle device takes to say so.
     """
 
     target_half_width = MARGIN["cuda"]
@@ -123,6 +147,17 @@ class CudaClock:
                 total += self._between_events(fn, 1)
             return total / calls
 
+    def wall(self, fn: Arm) -> float:
+        """Milliseconds that an eager caller waits for one call on an idle device, its L2 flushed as for a sample."""
+        with self._cuda.device(self._device):
+            if self._flush is not None:
+                self._flush()
+            self._cuda.synchronize(self._device)
+            start = self.now()
+            fn()
+            self._cuda.synchronize(self._device)
+            return (self.now() - start) * 1e3
+
     def enqueue_ms(self, fn: Arm) -> float:
         """Milliseconds that the host takes to launch one call, on an idle device; most of three."""
         took = []
@@ -141,8 +176,11 @@ class CudaClock:
         for _ in range(calls):
             fn()
         end.record()
+        end.synchronize()
+        passed = self.now()
         self._cuda.synchronize(self._device)  # raises what the call did wrong on the device
-        return start.elapsed_time(end)
+        left_ms = (self.now() - passed) * 1e3
+        return start.elapsed_time(end) + (left_ms if left_ms > _IDLE_SYNC_MS else 0.0)
 
     def calibrate(self, fn: Arm) -> tuple[int, float]:
         with self._cuda.device(self._device):
@@ -171,7 +209,11 @@ def _l2_flush(device: torch.device) -> Callable[[], None]:
 
 def make_clock(device: str, *, cache: Literal["cold", "hot"] = "cold") -> Clock:
     """The clock of a device (``cpu``, ``cuda``, ``cuda:1``); ``cache`` matters on CUDA only."""
-    return CpuClock() if device == "cpu" else CudaClock(device, cache=cache)
+    if device != "cpu":
+        return CudaClock(device, cache=cache)
+    import torch
+
+    return CpuClock(threads=torch.get_num_threads())
 
 
 def _calibrate(clock: Clock, fn: Arm, target_ms: float, max_calls: int) -> tuple[int, float]:
@@ -199,9 +241,11 @@ class Interleaved:
 
     ``half_widths[arm]`` belongs to the interval that decided when to stop: of the ratio to the
     fastest arm; for the fastest arm itself, of its own median, which decides only when it is alone.
+    ``walls[arm]`` holds a clock's second time, of one more call right after each sample.
     """
 
     samples: dict[str, list[float]]
+    walls: dict[str, list[float]]
     calls_per_sample: dict[str, int]
     stop: dict[str, Stop]
     half_widths: dict[str, float | None]
@@ -221,17 +265,22 @@ def interleave(
     target_half_width: float | None = None,
     seed: int = 0,
     on_run: Callable[[str], None] | None = None,
+    on_sample: Callable[[str, bool], None] | None = None,
 ) -> Interleaved:
     """Run blocks until every arm's ratio to the fastest is known to ``target_half_width``
     (default: the clock's) after at least ``min_blocks``, or to ``max_blocks``, or to ``budget_s``.
+    Whether to stop is decided one block ahead, so that the *closing* block is known as such to the
+    harness and to no arm: what its calls made can be looked at as what was timed. Its samples count,
+    so an interval may end a little wider than it was when it was narrow enough.
 
     First every arm is warmed up and calibrated, the same callable under two names once; the budget
     is that of the blocks. It is shared out: an arm too slow to run ``min_blocks`` times within its
     share leaves after as many blocks as do fit, and the others go on without it. Every arm runs
     ``floor_blocks`` times, whatever that takes: a budget too short for this is overrun by it.
 
-    ``on_run(arm)`` is called before each run, outside the timed region. An exception of an arm
-    passes through; the name last given to ``on_run`` is its author.
+    ``on_run(arm)`` is called before each run and ``on_sample(arm, closing)`` right after each sample, both outside
+    the timed region; ``closing`` marks an arm's last sample. An exception passes through; the name last given to
+    ``on_run`` is its author.
     """
     if not arms:
         raise ValueError("arms: expected at least one, got none")
@@ -241,39 +290,66 @@ def interleave(
         )
     target = clock.target_half_width if target_half_width is None else target_half_width
     announce = on_run or (lambda name: None)
+    shown = on_sample or (lambda name, closing: None)
     shuffle = random.Random(seed).shuffle
     samples: dict[str, list[float]] = {name: [] for name in arms}
+    walls: dict[str, list[float]] = {name: [] for name in arms}
     order: list[list[str]] = []
     with _quiet_collector() as collect:
         calls, seconds = _calibrate_all(arms, clock, announce)
         allowed, overrun = _share_out(seconds, budget_s, min_blocks, floor_blocks)
         started = clock.now()
         deadline = started + budget_s + overrun
-        ending: Stop | None = None
-        while ending is None:
-            block = [name for name in arms if len(order) < allowed.get(name, max_blocks)]
+        left = list(arms)
+        ending: Stop | None = _ending(
+            samples, left, target, 0, min_blocks, max_blocks, floor_blocks, deadline - started
+        )
+        while left:
+            block = left.copy()
             shuffle(block)
             order.append(block)
             for name in block:
                 announce(name)
                 before = clock.now()
                 samples[name].append(clock.sample(arms[name], calls[name]))
+                shown(name, ending is not None or len(order) == allowed.get(name))
+                wall_ms = clock.wall(arms[name])
+                if wall_ms is not None:
+                    walls[name].append(wall_ms)
                 seconds[name] = clock.now() - before
                 collect()
-            left = [name for name in arms if len(order) < allowed.get(name, max_blocks)]
-            done = len(order)
-            if done >= min_blocks and left and _converged(samples, left, target):
-                ending = "converged"
-            elif done >= max_blocks:
-                ending = "maximum"
-            elif not left or (done >= floor_blocks and clock.now() + sum(seconds[name] for name in left) > deadline):
-                ending = "budget"
+            if ending is not None:
+                break
+            left = [name for name in left if len(order) < allowed.get(name, max_blocks)]
+            after = [name for name in left if len(order) + 1 < allowed.get(name, max_blocks)]
+            spare = deadline - clock.now() - sum(seconds[name] for name in (*left, *after))
+            ending = _ending(samples, left, target, len(order), min_blocks, max_blocks, floor_blocks, spare)
         ran = clock.now() - started
     widths = half_widths(samples)
     stop: dict[str, Stop] = {
-        name: _stop(taken, widths[name], target, min_blocks, len(order), ending) for name, taken in samples.items()
+        name: _stop(taken, widths[name], target, min_blocks, len(order), ending or "budget")
+        for name, taken in samples.items()
     }
-    return Interleaved(samples, calls, stop, widths, order, clock.cache, ran)
+    return Interleaved(samples, walls, calls, stop, widths, order, clock.cache, ran)
+
+
+def _ending(
+    samples: Mapping[str, list[float]],
+    left: list[str],
+    target: float,
+    done: int,
+    min_blocks: int,
+    max_blocks: int,
+    floor_blocks: int,
+    spare_s: float,
+) -> Stop | None:
+    """Why the next block, after ``done`` ones, is the last; None if it is not. ``spare_s``: what the budget leaves
+    beyond it and one more."""
+    if left and done >= min_blocks - 1 and _converged(samples, left, target):
+        return "converged"
+    if done >= max_blocks - 1:
+        return "maximum"
+    return "budget" if done >= floor_blocks - 1 and spare_s < 0 else None
 
 
 def _calibrate_all(

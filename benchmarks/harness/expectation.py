@@ -30,14 +30,19 @@ if TYPE_CHECKING:
 _NORM_BIAS = re.compile(r"(norm\w*\.)bias$")
 
 
+Spoil = Callable[["Tensor"], "Tensor"]
+
+
 @dataclass
 class Expected:
-    """The reference by tensor name; ``cotangents`` are those that it was computed for, zero outside ``rows``."""
+    """The reference by tensor name; ``cotangents`` are those that it was computed for, zero outside ``rows``.
+    ``shares(spoilt)``: by how much outputs change under the mask ``spoilt(valid_mask)``, for the negative control."""
 
     problem: Problem
     values: dict[str, Reference]
     cotangents: dict[str, Tensor]
     rows: Tensor
+    shares: Callable[[Spoil], dict[str, Tensor]] = lambda spoilt: {}
 
     @property
     def whole(self) -> bool:
@@ -105,7 +110,33 @@ def _at_rows(inputs: Inputs, rows: Tensor) -> Expected:
                 values[f"grad:{name}"] = Reference(value, places[name], by_row=True, alone=True, after_timing=after)
             else:
                 values[f"grad:weight:{name}"] = Reference(value, after_timing=whole)
-    return Expected(inputs.problem, bias_scales(values), cotangents, rows)
+
+    def shares(spoilt: Spoil) -> dict[str, Tensor]:
+        with torch.no_grad():
+            short = reference_of(inputs.problem)(local, weights, part.neighbor_idx, spoilt(part.valid_mask))
+        return {"output": values["output"].value - short}
+
+    return Expected(inputs.problem, bias_scales(values), cotangents, rows, shares)
+
+
+def one_less(valid_mask: Tensor) -> Tensor:
+    """The mask [..., K] without one live slot of each row: another place in the list from row to row."""
+    return _without(valid_mask, 1 << 62)
+
+
+def fewer(valid_mask: Tensor) -> Tensor:
+    """The mask [..., K] without one in sixteen of each row's live slots, and without one at least."""
+    return _without(valid_mask, 16)
+
+
+def _without(valid_mask: Tensor, every: int) -> Tensor:
+    import torch
+
+    count = valid_mask.sum(-1, keepdim=True)
+    row = torch.arange(valid_mask.shape[-2], device=valid_mask.device)[:, None]
+    first = (row * 7919) % count.clamp(min=1, max=every)
+    place = valid_mask.cumsum(-1) - 1
+    return valid_mask & (((place - first) % every != 0) | (place < first))
 
 
 def _index(inputs: Inputs, rows: Tensor) -> Expected:
@@ -121,7 +152,11 @@ def _index(inputs: Inputs, rows: Tensor) -> Expected:
     live = atoms < stop
     found = {"neighbor_idx": atoms.masked_fill(~live, 0), "valid_mask": live}
     values = {name: Reference(tensor[None].double(), rows, by_row=True) for name, tensor in found.items()}
-    return Expected(problem, values, {}, rows)
+
+    def shares(spoilt: Spoil) -> dict[str, Tensor]:
+        return {"valid_mask": (live ^ spoilt(live))[None].double()}
+
+    return Expected(problem, values, {}, rows, shares)
 
 
 def reference_of(problem: Problem) -> Callable[..., Tensor]:
@@ -159,4 +194,4 @@ def bias_scales(values: dict[str, Reference]) -> dict[str, Reference]:
     return values
 
 
-__all__ = ["Expected", "bias_scales", "expect", "only_at", "reference_of", "sample_rows"]
+__all__ = ["Expected", "bias_scales", "expect", "fewer", "one_less", "only_at", "reference_of", "sample_rows"]

@@ -9,6 +9,10 @@ class DevicePoisoned(RuntimeError):
     """The CUDA context no longer works: the process must be replaced."""
 
 
+class WrongResult(RuntimeError):
+    """What a backend did is not what it was asked for: a number that it made is worth nothing."""
+
+
 def verdict_on(e: Exception) -> tuple[str, str]:
     """(status, reason) of an exception that a backend raised."""
     import torch
@@ -17,6 +21,8 @@ def verdict_on(e: Exception) -> tuple[str, str]:
 
     if isinstance(e, UnsupportedError):
         return "unsupported", "; ".join(e.reasons)
+    if isinstance(e, WrongResult):
+        return "wrong", str(e)
     first = (str(e).strip() or type(e).__name__).splitlines()[0]
     if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
         return "oom", f"oom: {first}"

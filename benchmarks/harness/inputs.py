@@ -11,7 +11,7 @@ have the gradient of a constant, which hides errors that cancel.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +76,26 @@ def build(problem: Problem, source: str | None) -> Inputs:
         with torch.no_grad():
             inputs.cotangents = {name: draw.normal(*s) for name, s in _output_shapes(problem).items()}
     return inputs
+
+
+def another(first: Inputs, *, share_largest: bool = False) -> Inputs:
+    """The same problem with other numbers, to take turns with ``first``: its tensors with the sign changed, its index
+    mirrored where the index is what is built. Module, weights, cotangents and a given index are the same; with
+    ``share_largest`` so is the largest tensor, where there is no room for a second.
+    """
+    problem = first.problem
+    if problem.level == "index":
+        tok_idx = first.workload.tok_idx
+        mirrored = replace(first.workload, tok_idx=(tok_idx.max() - tok_idx)[::-1].copy())
+        return replace(first, workload=mirrored, fixed=_arguments(problem, mirrored, _Draw(problem))[1])
+    largest = max(first.tensors, key=lambda name: first.tensors[name].numel())
+    tensors = {
+        name: tensor
+        if share_largest and name == largest
+        else tensor.detach().neg().requires_grad_(tensor.requires_grad)
+        for name, tensor in first.tensors.items()
+    }
+    return replace(first, tensors=tensors)
 
 
 OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -170,7 +190,8 @@ def _check_sizes(problem: Problem, idx: Tensor, valid: Tensor) -> None:
 
 
 def _encoder_arguments(problem: Problem, work: Workload, draw: _Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Real reference positions, elements, chains and residue indices; trunk features are drawn."""
+    """Real reference conformers, each residue's about its own centre as models give them (far off it, all atoms look
+    alike to LayerNorm, and a lost neighbour moves nothing); elements, chains, residues; trunk features are drawn."""
     import torch
 
     b, r = problem.batch, problem.n_res
@@ -184,7 +205,7 @@ def _encoder_arguments(problem: Problem, work: Workload, draw: _Draw) -> tuple[d
     else:
         noisy = draw.array((known - known.mean(0)) / RESIDUE_SPACING_SCALE).expand(b, -1, -1).clone()
     tensors = {
-        "ref_pos": draw.array(work.ref_pos).expand(b, -1, -1).clone(),
+        "ref_pos": draw.array(_centred(work)).expand(b, -1, -1).clone(),
         "ref_element": draw.array(one_hot).expand(b, -1, -1).clone(),
         "s_input": draw.normal(b, r, problem.c_token),
         "z_input": draw.normal(b, r, r, problem.c_pair),
@@ -195,6 +216,14 @@ def _encoder_arguments(problem: Problem, work: Workload, draw: _Draw) -> tuple[d
         "tok_idx": torch.tensor(work.tok_idx, device=draw.device),
     }
     return tensors, fixed
+
+
+def _centred(work: Workload) -> np.ndarray:
+    """Reference positions less the mean of their residue, float32 [N, 3]."""
+    count = np.bincount(work.tok_idx, minlength=work.n_res)[:, None]
+    total = np.zeros((work.n_res, 3))
+    np.add.at(total, work.tok_idx, work.ref_pos)
+    return (work.ref_pos - (total / np.maximum(count, 1))[work.tok_idx]).astype(np.float32)
 
 
 def _module(problem: Problem) -> nn.Module:

@@ -1,4 +1,7 @@
-"""One group, measured in this process: gate, first call, plan, memory, interleaved timing, gate again.
+"""One group, measured in this process: first call, gate, trial, plan, memory, interleaved timing, gate once more.
+
+Timed calls take turns among two input sets. Of every sample one call, drawn at random, is compared with the reference
+at a few rows; what the last timed call made is compared whole. Everything given, and the ruler, must stay as it was.
 
 Runs in the worker. What it finds leaves as events (plain dictionaries) through ``emit``; what it is about to
 run is written down with ``note`` first, so that a death has an author. A backend that fails is out, with its
@@ -8,30 +11,25 @@ status; the others go on. Cells with a speed leave together, at the end: only th
 from __future__ import annotations
 
 import gc
+import secrets
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import arms, footprint
+from . import arms, audit, cost, footprint, supplements
 from .case import Case
-from .clock import Interleaved, graphed, interleave, make_clock
-from .failures import DevicePoisoned, check_device, synchronize, text_of, verdict_on
+from .clock import Interleaved, interleave, make_clock
+from .failures import DevicePoisoned, WrongResult, check_device, synchronize, text_of, verdict_on
+from .given import Given
 from .record import Gate, Limit, Memory, Problem, Timing
 from .statistics import median_interval
 
-if TYPE_CHECKING:
-    from .expectation import Expected
-    from .inputs import Inputs
-
 Emit = Callable[[dict[str, Any]], None]
 Note = Callable[[str, str], None]
-AA = "#again"  # marks the second arm of the backend that is timed against itself
-APART_BLOCKS = 10  # samples of an arm by itself, beside the interleaved ones
-# A slower call has no launch gaps worth knowing: with 200 here, 5 to 16 s of a group's 15 to 50 went into these extras
-# (one H200), and 3 into the timing that they supplement.
-APART_LIMIT_MS = 20.0
+AA = "#again"  # marks the second arm of a backend, which is timed against itself
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Options:
     budget_s: float = 10.0
     min_blocks: int = 20
     max_blocks: int = 200
-    gate_pairs: int = 1 << 18
+    gate_pairs: int = 1 << 18  # pairs whose whole reference is computed for the gate; of more, a sample of rows
     try_oversized: bool = False
     speed: bool = True  # False: the gate alone
     memory: bool = True
@@ -74,7 +72,9 @@ class Arm:
     plan_ms: float | None = None
     steady_ms: float = 0.0  # one warm call, to know the fastest beforehand
     memory: Memory | None = None
-    apart: dict[str, list[float]] = field(default_factory=dict)
+    path: str | None = None
+    checked: int = 0  # timed calls whose results were compared
+    apart: dict[str, Any] = field(default_factory=dict)
 
 
 class Group:
@@ -91,8 +91,7 @@ class Group:
     ) -> None:
         self.problem, self.source, self.options = problem, source, options
         self._ceilings, self._emit, self._note = ceilings, emit, note
-        self._inputs: Inputs | None = None
-        self._expected: Expected | None = None
+        self._given: Given | None = None
 
     def run(self, backends: tuple[str, ...]) -> None:
         """Bring every backend to one terminal status."""
@@ -102,18 +101,15 @@ class Group:
         if not self.options.speed:
             for name in wanted:
                 if (arm := self._prepare(name)) is not None:
-                    self._finish([arm], None)
+                    self._finish([arm], None, None)
             return
         ready = [arm for name in wanted if (arm := self._prepare(name)) is not None]
-        timed = self._time(ready)
+        timed, order_seed = self._time(ready)
         if timed is not None and self.problem.device == "cuda":
             for arm in ready:
-                if arm.name in timed.samples and timed.samples[arm.name][-1] < APART_LIMIT_MS:
-                    try:
-                        arm.apart = self._apart(arm)
-                    except RuntimeError:  # a supplement that does not fit or capture costs no cell
-                        check_device(self.problem.device)
-        self._finish([arm for arm in ready if timed is not None and arm.name in timed.samples], timed)
+                if timed.samples[arm.name][-1] < supplements.LIMIT_MS:
+                    arm.apart = self._supplements(arm)
+        self._finish(ready if timed is not None else [], timed, order_seed)
 
     # -- before anything is built ------------------------------------------------------------------
 
@@ -143,12 +139,10 @@ class Group:
 
     def _build(self, wanted: list[str]) -> bool:
         """Inputs and reference, shared by all; if they fail, so does every backend that waits for them."""
-        from . import expectation, inputs
-
         self._enter("", "build")
         try:
-            self._inputs = inputs.build(self.problem, self.source)
-            self._expected = expectation.expect(self._inputs, max_pairs=self.options.gate_pairs)
+            roomy = self._room_for_another(wanted)
+            self._given = Given(self.problem, self.source, self.options.gate_pairs, roomy=roomy)
         except Exception as e:
             status, reason = verdict_on(e)
             for name in wanted:
@@ -157,25 +151,43 @@ class Group:
             return False
         return True
 
+    def _room_for_another(self, wanted: list[str]) -> bool:
+        """Whether a second set of inputs leaves room for what the hungriest backend allocates."""
+        from .device import available_bytes
+
+        peak = max(footprint.peak_bytes(self.problem, arms.seam_peak_bytes(name, self.problem)) for name in wanted)
+        needed = footprint.MARGIN * (footprint.input_bytes(self.problem) + peak)
+        return needed <= available_bytes(self.problem.device)
+
     # -- one backend at a time ---------------------------------------------------------------------
 
     def _prepare(self, name: str) -> Arm | None:
-        from . import gate
+        from . import gate, trial
 
-        assert self._inputs is not None
-        assert self._expected is not None
-        with self._guard(name):
+        assert self._given is not None
+        with self._guard(name), self._given.untouched():
             self._enter(name, "first call")
-            arm = Arm(name, Case(self._inputs, arms.converted(name, self._inputs.module)))
+            first, *others = self._given.turns
+            arm = Arm(name, Case(first, arms.converted(name, first.module), others))
             before = arms.tuning_ms(name)
             taken = self._milliseconds(arm.case)
             arm.tuning_ms = arms.tuning_ms(name) - before
             arm.first_call_ms = max(0.0, taken - arm.tuning_ms)
             self._enter(name, "gate")
-            arm.gate = gate.check(arm.case, self._expected)
+            assert arm.case.last is not None
+            audit.require_own(arm.case, arm.case.last)
+            arm.gate = gate.check(arm.case, self._given.expected[0])
             if not arm.gate.passed:
                 self._out(name, "wrong", gate.why_red(arm.gate, self.problem), gate=arm.gate)
                 return None
+            if self.problem.level != "index":
+                tried = trial.of(name, self.problem)
+                arm.gate = arm.gate.model_copy(update={"trial": tried})
+                if tried is not None and not tried.passed:
+                    arm.gate = arm.gate.model_copy(update={"passed": False})
+                    self._out(name, "wrong", trial.why_red(tried, self.problem), gate=arm.gate)
+                    return None
+            arm.path = arms.path(name, arm.case)
             if self.options.speed:
                 self._enter(name, "plan")
                 arm.steady_ms, arm.plan_ms = self._plan_ms(arm.case)
@@ -215,7 +227,11 @@ class Group:
 
         case.release()
         peak, source = peak_memory(case, self.problem.device)
+        assert case.last is not None
+        made = audit.returned_bytes(case, case.last)
         case.release()
+        if peak < made:
+            raise WrongResult(f"its call returned {made:,} bytes and allocated {peak:,}: the result is from elsewhere")
         at_seam = self.problem.level == "attention"
         return Memory(
             peak_bytes=peak,
@@ -227,87 +243,103 @@ class Group:
 
     # -- all backends together ---------------------------------------------------------------------
 
-    def _time(self, ready: list[Arm]) -> Interleaved | None:
+    def _time(self, ready: list[Arm]) -> tuple[Interleaved | None, int | None]:
         """Interleave what passed the gate; an arm that fails now is out, and the others start again."""
         while ready:
             calls: dict[str, Callable[[], object]] = {arm.name: arm.case for arm in ready}
+            share_ms = 1e3 * self.options.budget_s / len(ready)
+            again = [arm for arm in ready if 2 * self.options.min_blocks * arm.steady_ms <= share_ms]
             fastest = min(ready, key=lambda arm: arm.steady_ms)
-            calls[fastest.name + AA] = fastest.case
+            calls |= {arm.name + AA: arm.case for arm in {id(arm): arm for arm in (*again, fastest)}.values()}
+            by_name = {name: arm for arm in ready for name in (arm.name, arm.name + AA)}
             running = ready[0].name
 
             def about_to_run(name: str) -> None:
                 nonlocal running
+                self._require()  # of the one that ran before, calibration included
                 running = name.removesuffix(AA)
                 self._note(running, "timing")
                 for arm in ready:
                     arm.case.release()
 
+            def sampled(name: str, closing: bool, by_name: dict[str, Arm] = by_name) -> None:
+                self._look(by_name[name], closing)
+
             self._emit(self._phase(running, "timing", extra_s=self.options.budget_s))
+            order_seed = secrets.randbits(31)
             try:
-                return interleave(
+                timed = interleave(
                     calls,
                     clock=make_clock(self.problem.device),
                     budget_s=self.options.budget_s,
                     min_blocks=self.options.min_blocks,
                     max_blocks=self.options.max_blocks,
-                    seed=self.problem.seed,
+                    seed=order_seed,
                     on_run=about_to_run,
+                    on_sample=sampled,
                 )
+                self._require()
+                return timed, order_seed
             except Exception as e:
                 status, reason = verdict_on(e)
-                self._out(running, status, f"while timed: {reason}", text_of(e))
+                guilty = self._guilty(ready)
+                if guilty and running not in guilty:
+                    status, reason = "wrong", f"it changes what it is given, which spoilt {running} ({reason})"
+                for name in guilty or [running]:
+                    self._out(name, status, f"while timed: {reason}", text_of(e), gate=by_name[name].gate)
                 check_device(self.problem.device)
-                ready[:] = [arm for arm in ready if arm.name != running]
-        return None
+                ready[:] = [arm for arm in ready if arm.name not in (guilty or [running])]
+        return None, None
 
-    def _apart(self, arm: Arm) -> dict[str, list[float]]:
-        """On CUDA: samples with a warm cache and, of a forward, replays of its CUDA graph; not interleaved."""
-        import torch
+    def _require(self) -> None:
+        assert self._given is not None
+        self._given.require(whole=False)
 
-        found: dict[str, list[float]] = {}
-        self._enter(arm.name, "timing")
-        hot, cold = make_clock("cuda", cache="hot"), make_clock("cuda")
-        calls, _ = hot.calibrate(arm.case)
-        found["hot_samples_ms"] = [hot.sample(arm.case, calls) for _ in range(APART_BLOCKS)]
-        replay = None
-        if self.options.graphs and self.problem.mode == "fwd":
-            self._enter(arm.name, "graph")
-            replay = graphed(arm.case)
-        if callable(replay):
-            calls, _ = cold.calibrate(replay)
-            found["graph_samples_ms"] = [cold.sample(replay, calls) for _ in range(APART_BLOCKS)]
-        del replay
-        arm.case.release()
-        torch.cuda.empty_cache()
+    def _guilty(self, ready: list[Arm]) -> list[str]:
+        assert self._given is not None
+        cases = self._given.who_changed([arm.case for arm in ready])
+        return [arm.name for arm in ready if arm.case in cases]
+
+    def _look(self, arm: Arm, closing: bool) -> None:
+        """Compare what a timed sample made."""
+        assert self._given is not None
+        assert arm.gate is not None
+        arm.gate = self._given.look(arm.case, arm.gate, closing=closing)
+        arm.checked += 1
+
+    def _supplements(self, arm: Arm) -> dict[str, Any]:
+        """What is measured of an arm by itself on CUDA; where it cannot be had, its reason: it costs no cell."""
+        assert self._given is not None
+        found: dict[str, Any] = {}
+        for phase, take in (("timing", supplements.hot), ("graph", supplements.replayed)):
+            if phase == "graph" and not self.options.graphs:
+                found["graph_reason"] = "switched off: a capture ended the process"
+                continue
+            self._enter(arm.name, phase)
+            try:
+                found |= take(arm.case, self._given)
+            except RuntimeError as e:
+                found["graph_reason" if phase == "graph" else "hot_reason"] = verdict_on(e)[1]
+                check_device(self.problem.device)
         return found
 
-    def _finish(self, ready: list[Arm], timed: Interleaved | None) -> None:
-        """Look at what the last timed call of each made, then send all good cells in one event."""
-        from . import gate
-
-        assert self._expected is not None
+    def _finish(self, ready: list[Arm], timed: Interleaved | None, order_seed: int | None) -> None:
+        """Send all good cells in one event."""
         cells = []
         for arm in ready:
-            assert arm.gate is not None
             with self._guard(arm.name):
-                if timed is not None:
-                    self._enter(arm.name, "gate")
-                    arm.case.release()
-                    arm.case()
-                    arm.gate = gate.check_again(arm.case, self._expected, arm.gate)
-                    arm.case.release()
-                if not arm.gate.passed:
-                    self._out(arm.name, "wrong", "after timing, " + gate.why_red(arm.gate, self.problem), gate=arm.gate)
-                    continue
-                cells.append(self._good(arm, timed))
+                cells.append(self._good(arm, timed, order_seed))
         self._emit({"event": "cells", "cells": cells})
 
-    def _good(self, arm: Arm, timed: Interleaved | None) -> dict[str, Any]:
-        timing = None if timed is None else _timing(arm, timed)
+    def _good(self, arm: Arm, timed: Interleaved | None, order_seed: int | None) -> dict[str, Any]:
+        timing = None if timed is None else _timing(arm, timed, order_seed)
         limit = None if timing is None else self._limit(timing.median_ms)
+        if limit is not None and (impossible := cost.beyond(limit)) is not None:
+            raise WrongResult(impossible)
         return {
             "backend": arm.name,
             "status": "ok",
+            "path": arm.path,
             "gate": _json(arm.gate),
             "plan_ms": arm.plan_ms,
             "first_call_ms": arm.first_call_ms,
@@ -321,10 +353,15 @@ class Group:
         """How near the operation's floor this is; None without the device's ceilings."""
         if self._ceilings is None:
             return None
-        from .ceilings import Ceilings
-        from .cost import limit
+        from .ceilings import Ceilings, ceilings
 
-        return limit(self.problem, Ceilings(**self._ceilings), measured_ms)
+        known = Ceilings(**self._ceilings)
+        found = cost.limit(self.problem, known, measured_ms)
+        if cost.beyond(found) is None:
+            return found
+        # Before a backend is accused: something else may have run while the ceilings were measured.
+        known = known.raised(ceilings(self.problem.device, self.problem.dtype))
+        return cost.limit(self.problem, known, measured_ms)
 
     # -- the ways out ------------------------------------------------------------------------------
 
@@ -355,9 +392,10 @@ class Group:
             check_device(self.problem.device)
 
 
-def _timing(arm: Arm, timed: Interleaved) -> Timing:
+def _timing(arm: Arm, timed: Interleaved, order_seed: int | None) -> Timing:
     samples = timed.samples[arm.name]
     interval = median_interval(samples)
+    walls = timed.walls[arm.name] or None
     return Timing(
         samples_ms=samples,
         calls_per_sample=timed.calls_per_sample[arm.name],
@@ -368,6 +406,11 @@ def _timing(arm: Arm, timed: Interleaved) -> Timing:
         stop=timed.stop[arm.name],
         cache=timed.cache,
         aa_samples_ms=timed.samples.get(arm.name + AA),
+        wall_samples_ms=walls,
+        wall_ms=None if walls is None else statistics.median(walls),
+        order_seed=order_seed,
+        input_sets=len(arm.case.turns),
+        calls_checked=arm.checked,
         **arm.apart,
     )
 

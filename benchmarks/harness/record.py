@@ -130,8 +130,9 @@ class Gate(_Frozen):
     ``errors`` and ``errors_after`` (what the last timed call made) are keyed by tensor: ``output``,
     ``attention`` (the seam alone, where the level holds more than it), ``grad:q`` …. ``slopes`` are
     <x, ref> / <ref, ref> - 1 under the same names: what a norm of roundings would hide. ``negative_control``
-    is the error of the found output with one neighbour a row left out (``control``; of an all-zero output in
-    records made before there was another); it must exceed the tolerance. A value that is not finite is
+    is the error of the found output with one ``neighbour`` a row left out, or one in sixteen where the dtype cannot
+    show a single one (``control``; of an all-zero output in records made before there was another); it must
+    exceed the tolerance. A value that is not finite is
     recorded as null and fails the gate.
     """
 
@@ -145,18 +146,21 @@ class Gate(_Frozen):
     rows_checked: Count
     rows_total: Count
     negative_control: Finite | None
-    control: Literal["zeros", "neighbour"] = "zeros"
+    control_tolerance: Finite | None = None  # what it must exceed; ``tolerance`` where there is none of its own
+    control: Literal["zeros", "neighbour", "neighbours"] = "zeros"
     trial: Trial | None = None
 
     @model_validator(mode="after")
     def _green_means_checked(self) -> Gate:
         if not self.passed:
             return self
-        unknown = [name for name, error in {**self.errors, **self.errors_after}.items() if error is None]
+        told = [*self.errors.items(), *self.errors_after.items(), *self.slopes.items(), *self.slopes_after.items()]
+        unknown = [name for name, error in told if error is None]
         if not self.errors or unknown:
             raise ValueError(f"a green gate needs finite errors, got {unknown or 'none at all'}")
-        if self.negative_control is not None and self.negative_control <= self.tolerance:
-            raise ValueError(f"the negative control would pass: {self.negative_control} <= {self.tolerance}")
+        least = self.tolerance if self.control_tolerance is None else self.control_tolerance
+        if self.negative_control is not None and self.negative_control <= least:
+            raise ValueError(f"the negative control would pass: {self.negative_control} <= {least}")
         return self
 
 

@@ -6,6 +6,7 @@ A block adds attention to a residual and a stack to many; a small error of the s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
     from .case import Case
+    from .expectation import Spoil
+    from .gate import Control
 
 
 @dataclass
@@ -58,26 +61,54 @@ def _keeping(block: AtomTransformerBlock, calls: list[Call]):
     return keep
 
 
-def errors(calls: list[Call], rows: Tensor) -> dict[str, float | None]:
-    """The worst errors of the watched calls at ``rows``; nothing if the backend fuses more and never calls the seam."""
-    from .gate import SEAM, Reference, error_norms
+@dataclass(frozen=True)
+class Compared:
+    """The worst of the watched calls, under the names of a gate; nothing if the backend fuses more than the seam."""
 
-    worst: dict[str, float | None] = {}
-    for call in calls:
-        found = error_norms(Reference(_expected(call, rows), rows, by_row=True), call.output, alone=False)
-        for suffix, error in found.items():
-            name = SEAM + suffix
-            known = worst.get(name, 0.0)
-            worst[name] = None if error is None or known is None else max(known, error)
-    return worst
+    errors: dict[str, float | None]
+    slopes: dict[str, float | None]
+    control: Control
 
 
-def _expected(call: Call, rows: Tensor) -> Tensor:
+def compared(calls: list[Call], rows: Tensor) -> Compared:
+    """Hold the watched calls against the reference at ``rows``, and the first of them against the negative control."""
+    from . import gate
+
+    errors: dict[str, float | None] = {}
+    slopes: dict[str, float | None] = {}
+    control = gate.Control(None, 0.0)
+    for i, call in enumerate(calls):
+        expected = _expected(call, rows, call.arguments[5])
+        reference = gate.Reference(expected, rows, by_row=True)
+        for suffix, error in gate.error_norms(reference, call.output, alone=False).items():
+            name = gate.SEAM + suffix
+            errors[name] = _worse(errors.get(name, 0.0), error)
+        slopes[gate.SEAM] = _worse(slopes.get(gate.SEAM, 0.0), gate.slope(reference, call.output))
+        if i == 0:
+            dtype = str(call.output.dtype).removeprefix("torch.")
+            control = gate.control(functools.partial(_error_without, call, rows, expected), gate.TOLERANCE[dtype])
+    return Compared(errors, slopes, control)
+
+
+def _error_without(call: Call, rows: Tensor, expected: Tensor, spoilt: Spoil) -> float | None:
+    """The error of what was found less what the left-out neighbours brought."""
+    from .gate import Reference, error_norms
+
+    share = expected - _expected(call, rows, spoilt(call.arguments[5]))
+    return error_norms(Reference(expected), call.output.index_select(1, rows).to(share) - share, alone=False)[""]
+
+
+def _worse(known: float | None, other: float | None) -> float | None:
+    """The one further from 0; None, which is not finite, beats all."""
+    return None if known is None or other is None else max(known, other, key=abs)
+
+
+def _expected(call: Call, rows: Tensor, valid: Tensor) -> Tensor:
     import torch
 
     from variants import _op
 
-    q, k, v, p, idx, valid = call.arguments
+    q, k, v, p, idx, _ = call.arguments
     part = _op.restrict(idx, valid, rows)
     block = call.block
     with torch.no_grad():
