@@ -175,8 +175,8 @@ def _view(m: figures.Material, anchor: str, folder: Path | None, ceilings: Seque
     regions = answer.regions(m.contests)
     return PlaceView(
         m.place, anchor, answer.headline(m.place, m.contests, m.labels),
-        summary.answer(f"{anchor}-answer", regions, m.labels),
-        summary.answer(f"{anchor}-brief", summary.telling(regions), m.labels),
+        summary.answer(f"{anchor}-answer", regions, m.labels, m.contests),
+        summary.answer(f"{anchor}-brief", summary.telling(regions), m.labels, m.contests),
         summary.fit_matrix(f"{anchor}-fit", limits, m.labels, m.names),
         [*_sure(m), *ceilings], galleries, held, machine.facts(m.cells), _place_notices(m.cells, m.contests),
     )  # fmt: skip

@@ -81,6 +81,16 @@ def strongest(contests: Sequence[Contest], winner: str) -> Rival | None:
     return Rival(winner, name, *found, shared=len(leads[name]))
 
 
+def missing_rival(contests: Sequence[Contest], rival: Rival, everywhere: Rival | None) -> str | None:
+    """Where the strongest rival of the whole place is not among those that were compared here, and why not."""
+    if everywhere is None or everywhere.name == rival.name:
+        return None
+    if any(c.pair(rival.winner, everywhere.name) for c in contests):
+        return None
+    apart = any(everywhere.name == cell.record.backend for c in contests for cell in c.apart)
+    return f"{everywhere.name} was measured apart" if apart else f"{everywhere.name} did not run here"
+
+
 def _farther(a: str, b: str, leads: dict[str, dict[str, float]]) -> str:
     shared = leads[a].keys() & leads[b].keys()
     mean = {x: fmean(leads[x][k] for k in (shared or leads[x])) for x in (a, b)}

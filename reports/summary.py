@@ -11,11 +11,13 @@ from reports.answer import Region, against_baseline
 from reports.curves import Capacity
 from reports.load import Cell, Setting
 from reports.measured import HOST_BOUND, HOST_BOUND_MEANS, has_two_times, wall_ms
+from reports.rivals import Rival, missing_rival, strongest
 from reports.table import Column, Table, Td, missing, unrecorded
 from reports.words import DASH
 
 
-def answer(anchor: str, found: Sequence[Region], labels: dict[Setting, str]) -> Table:
+def answer(anchor: str, found: Sequence[Region], labels: dict[Setting, str], contests: Sequence[Contest]) -> Table:
+    """``contests``: all of the place, so that a row can say which strong rival is missing from it."""
     two = any(has_two_times(r.shown.winner.record) for r in found)
     largest = "median at the largest size of the row"
     spent = (Column("device time", True, largest), Column("wall time", True, HOST_BOUND_MEANS)) if two else (
@@ -27,12 +29,14 @@ def answer(anchor: str, found: Sequence[Region], labels: dict[Setting, str]) -> 
         Column(f"against {BASELINE}", True, "a yardstick: what the layer itself does"),
         Column("% of limit", True, "floor time of the operation / measured time"), Column("how sure"),
     )  # fmt: skip
+    everywhere = {b: strongest([c for c in contests if c.ranked and c.winner.record.backend == b], b)
+                  for b in {r.use for r in found}}  # fmt: skip
     rows = []
     for r in found:
         cell = r.shown.winner
         where = Td(labels[r.setting], labels[r.setting], detail=f"{r.sizes}; {r.family.label}")
         spent = [_time(cell, _at(r.shown, r)), *([wall(cell)] if two else [])]
-        rows.append([where, _use(r), *spent, _rival(r), _baseline(r), _limit(cell), _sure(r)])
+        rows.append([where, _use(r), *spent, _rival(r, everywhere[r.use]), _baseline(r), _limit(cell), _sure(r)])
     return Table(anchor, "Which backend to use where", columns, rows, cards=True)
 
 
@@ -75,7 +79,7 @@ def _use(r: Region) -> Td:
     return Td(r.use, r.use, backend=r.use, detail=f"or {', '.join(tie)}: not told apart" if tie else "")
 
 
-def _rival(r: Region) -> Td:
+def _rival(r: Region, everywhere: Rival | None) -> Td:
     rival = r.rival
     if rival is None:
         return missing("no other backend was measured in the same group")
@@ -83,6 +87,7 @@ def _rival(r: Region) -> Td:
     parts = [f"{than} {rival.name}", _at(rival.contest, r)]
     if rival.wall is not None:
         parts.append(f"{words.times(rival.wall.ratio)} by wall time")
+    parts.append(missing_rival(r.contests, rival, everywhere) or "")
     return Td(words.ratio(rival.ratio), rival.ratio.ratio, kind="num", detail="; ".join(p for p in parts if p))
 
 

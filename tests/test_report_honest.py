@@ -73,6 +73,16 @@ def test_the_row_of_the_answer_says_where_it_was_compared(tmp_path):
     assert "at N 65,536" in row  # gather, the yardstick, ran there
 
 
+def test_a_row_without_the_strongest_rival_says_so(tmp_path):
+    other = make.group(make.CUDA, gpu(16384, level="block"), backends=["triton_fused", "banded"])
+    _, markdown = page(tmp_path, [*sweep("triton_fused", "banded", "flex"), *other])
+    row = next(line for line in markdown.splitlines() if line.startswith("| block, forward, bf16"))
+    assert "faster than banded; flex did not run here" in row
+    row = next(line for line in markdown.splitlines() if line.startswith("| attention, forward, bf16"))
+    assert "faster than flex" in row
+    assert "did not run here" not in row
+
+
 def slower(record: Record, backend: str, factor: float) -> Record:
     """The same samples, ``factor`` times as long, of another backend."""
     assert record.timing is not None
