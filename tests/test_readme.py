@@ -1,4 +1,4 @@
-"""README says what is there: its tables are compared with the registry and the workloads."""
+"""What the pages say is there: their tables are compared with the registry and the workloads."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pathlib import Path
 import variants
 from benchmarks.harness import workloads
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-def rows(heading: str) -> dict[str, list[str]]:
-    """Cells by first cell of the table whose header line starts with ``heading``."""
-    lines = README[README.index(f"| {heading} |") :].split("\n\n")[0].splitlines()[2:]
+def rows(page: str, heading: str) -> dict[str, list[str]]:
+    """Cells by first cell of the table of ``page`` whose header line starts with ``heading``."""
+    said = (ROOT / page).read_text()
+    lines = said[said.index(f"| {heading} |") :].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {first.strip("`"): rest for first, *rest in cells}
 
 
 def test_the_backend_table_lists_every_backend_with_its_devices() -> None:
-    table = rows("backend")
+    table = rows("variants/README.md", "backend")
     assert sorted(table) == sorted(variants.names())
     for name, (_, devices, backward) in table.items():
         backend = variants.load(name)
@@ -28,7 +30,7 @@ def test_the_backend_table_lists_every_backend_with_its_devices() -> None:
 
 
 def test_the_protein_table_gives_every_protein_with_its_sizes() -> None:
-    table = rows("name")
+    table = rows("benchmarks/README.md", "name")
     assert tuple(table) == tuple(workloads.names())
     for name, (_, residues, atoms) in table.items():
         protein = workloads.load(name, "heavy")
