@@ -267,6 +267,28 @@ def test_memory_that_is_never_written_is_red() -> None:
     assert not gate.check(case, expected).passed
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_answer_of_the_call_before_is_released_before_memory_is_poisoned(device: str) -> None:
+    """Held while free memory is poisoned and then reused, it would vouch for rows that are never written again."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    built, expected = build(mode="fwd", n_atom=512, window=16, device=device)
+    first = True
+
+    def attend(self, q, *x):
+        out = torch.empty_like(q)
+        rows = slice(0, None if first else 300)
+        out[:, rows] = base_attend(self, q, *x)[:, rows]
+        return out
+
+    case = planted(built, attend)
+    case()
+    assert gate.check(case, expected).passed
+    case()
+    first = False
+    assert not gate.check(case, expected).passed
+
+
 def test_a_problem_whose_answer_is_zero_cannot_be_told() -> None:
     built, expected = build(mode="fwd", window=1)  # no neighbours: every backend returns zeros, right or not
     result = gate.check(Case(built, arms.converted("gather", built.module)), expected)

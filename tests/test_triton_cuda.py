@@ -86,7 +86,8 @@ def gradients(made: Seam, out: Tensor, grad_o: Tensor) -> list[Tensor]:
 
 
 def worst(made: Seam) -> dict[str, float]:
-    """Relative error norms of O and all gradients against float64."""
+    """Relative error norms of O and all gradients against float64, as their dtype holds it: where a gradient of 1e-8
+    falls below what float16 resolves, that is no kernel's fault."""
     torch.manual_seed(1)
     out = fused(made)
     grad_o = torch.randn_like(out)
@@ -97,7 +98,7 @@ def worst(made: Seam) -> dict[str, float]:
     want = torch.autograd.grad(want_o, [x for i, x in enumerate(exact) if i != 5], grad_o.double())
     names = ("O", "dQ", "dK", "dV", "dp", "dgamma", "dW")
     pairs = zip(names, got, (want_o.detach(), *want), strict=True)
-    return {name: float((g.double() - w).norm() / w.norm()) for name, g, w in pairs}
+    return {name: float((g.double() - w.to(g.dtype).double()).norm() / w.norm()) for name, g, w in pairs}
 
 
 def hold(found: dict[str, float], dtype: torch.dtype) -> None:
@@ -401,7 +402,7 @@ def test_a_saturated_softmax_keeps_its_gradients(dtype: torch.dtype, index: str)
 @pytest.mark.parametrize("index", ["band", "scattered"])
 def test_a_batch_beyond_the_grids_second_axis(index: str) -> None:
     kind: dict[str, Any] = {"index": scattered} if index == "scattered" else {}
-    made = on_gpu(seam(3, 2, batch=70_001, heads=1, head_dim=16, channels=4, **kind), torch.float32)
+    made = on_gpu(seam(7, 5, batch=70_001, heads=1, head_dim=16, channels=4, **kind), torch.float32)
     hold(worst(made), torch.float32)
 
 
