@@ -77,6 +77,8 @@ def in_order(steps: Iterable[tuple[Iterable[Axes], tuple[str, ...]]]) -> list[Gr
 def gpu_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Programme:
     """bf16 first: the size that tells most and its profiles, real proteins, N, the levels, W; then other dtypes, K, …
 
+    Every cell is gated by itself; the gate over modes and dtypes of a small protein waits for what tells more.
+
     What compiles for every shape takes part where it is compared with the others block by block (the pivot and four
     times its size), and comes by itself, late, elsewhere: a compilation costs as much as two problems of all others.
     """
@@ -90,10 +92,10 @@ def gpu_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Pr
     profiled = harness.plan(grids.profile, every, keep_order=True)
     pivots = {group.problem.key for group in profiled}
     stages = [
-        Stage("gate", harness.plan(grids.gate, lean, keep_order=True)),
         Stage("sweep", [group for group in first if group.problem.key in pivots]),
         Stage("profile", profiled),
         Stage("sweep", [group for group in first if group.problem.key not in pivots]),
+        Stage("gate", harness.plan(grids.gate, lean, keep_order=True)),
         Stage("sweep", in_order([(grids.second, lean)])),
     ]
     if late and on_gpu:
@@ -138,7 +140,7 @@ def _gpu_grids(device: Device) -> _Grids:
             *grid(base, mode=both),
             *grid(protein, workload=proteins),
             *grid(base, mode=both, n_atom=(large, *near)),
-            *grid(base, level=("block", "stack", "encoder"), mode=both),
+            *grid(base, level=("block", "stack", "encoder", "decoder"), mode=both),
             *grid(base, window=windows),
             *grid(base, mode=both, n_atom=far),
             replace(base, level="block", n_atom=far[-1]),

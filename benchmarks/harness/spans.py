@@ -22,6 +22,7 @@ _BY_RESIDUE = ("s_input", "s", "s_i")
 _BY_RESIDUE_PAIR = ("z_input", "z")
 _BY_PAIR = ("p_skip", "p")
 _SPANS = 3
+_MOST_PAIRS = 1 << 18  # the reference of a span builds its index by comparing all of its atoms
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Span:
 
 
 def expect(inputs: Inputs, *, max_pairs: int) -> Expected:
-    """The reference of an encoder or decoder problem, whole where it has at most ``max_pairs`` pairs."""
+    """The reference of an encoder or decoder problem, whole where it has at most ``max_pairs`` pairs (and 2¹⁸)."""
     import torch
 
     from .expectation import Expected
 
-    parts = choose(inputs, max_pairs)
+    parts = choose(inputs, min(max_pairs, _MOST_PAIRS))
     rows = torch.cat([torch.arange(*part.inner_atoms) for part in parts]).to(inputs.problem.device)
     residues = torch.cat([torch.arange(part.low, part.high) for part in parts]).to(inputs.problem.device)
     total = _Sum(inputs, rows, residues)
