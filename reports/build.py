@@ -206,13 +206,13 @@ def _first_resolved(found: Sequence[Crossing]) -> list[Crossing]:
 
 
 def _ratios(anchor: str, pairs: Sequence[Pair], contests: Sequence[Contest]) -> Table:
-    """All pairs; beyond MANY_PAIRS those with the winner or the baseline, the rest being in pairs.csv."""
+    """All pairs; beyond MANY_PAIRS those with the winner, the rest being in pairs.csv."""
     note = "Time of the slower over time of the faster, paired by block; Holm-adjusted over all pairs of this machine."
     kept = list(pairs)
     if len(kept) > MANY_PAIRS:
         best = {c.problem.key: c.winner.record.backend for c in contests if c.ranked}
-        kept = [p for p in kept if {p.fast, p.slow} & {best.get(p.problem.key), analyse.BASELINE}]
-        note += f" Shown: {len(kept):,} with the fastest or with {analyse.BASELINE}; pairs.csv has all {len(pairs):,}."
+        kept = [p for p in kept if best.get(p.problem.key) in (p.fast, p.slow)]
+        note += f" Shown: {len(kept):,} with the fastest; pairs.csv has all {len(pairs):,}."
     kept.sort(key=lambda p: (analyse.problem_order(p.problem), p.fast, p.slow))
     table = tables.ratios(anchor, kept)
     return Table(table.anchor, table.title, table.columns, table.rows, note)

@@ -8,7 +8,7 @@ from benchmarks.harness.record import Gate
 from reports import words
 from reports.load import SHORT_DTYPE, Cell
 from reports.measured import after, errors
-from reports.table import PROBLEM, Column, Table, Td, missing, name, num, problem_cells, unrecorded
+from reports.table import PROBLEM, Column, Table, Td, missing, name, num, problem_cells, unrecorded, without_unrecorded
 
 CONTROLS = {"zeros": "all-zero output", "neighbour": "a neighbour a row left out"}
 NO_GRADIENTS = "no gradients in this mode"
@@ -27,7 +27,7 @@ def gates(anchor: str, cells: Sequence[Cell]) -> Table:
     note = (
         "Relative error norms ‖x − ref‖ / ‖ref‖ against float64, and slopes: the worst of all tensors, named on hover."
     )
-    return Table(anchor, "Gate errors", columns, rows, note)
+    return without_unrecorded(Table(anchor, "Gate errors", columns, rows, note))
 
 
 def _row(c: Cell, g: Gate) -> list[Td]:

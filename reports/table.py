@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.harness.record import Problem
 from reports.load import SHORT_DTYPE
@@ -60,6 +60,19 @@ def missing(why: str) -> Td:
 def unrecorded() -> Td:
     """What a record made before there was such a thing lacks: said in words, since Markdown has no hover text."""
     return Td(UNRECORDED, None, kind="na")
+
+
+def without_unrecorded(table: Table) -> Table:
+    """Without the columns that no row has anything in because none was recorded; the note names them."""
+    empty = [i for i, _ in enumerate(table.columns) if table.rows and all(r[i] == unrecorded() for r in table.rows)]
+    if not empty:
+        return table
+    kept = [i for i in range(len(table.columns)) if i not in empty]
+    names = ", ".join(table.columns[i].label for i in empty)
+    return replace(
+        table, columns=tuple(table.columns[i] for i in kept), rows=[[row[i] for i in kept] for row in table.rows],
+        note=f"{table.note} Not recorded by any of these: {names}.".strip(),
+    )  # fmt: skip
 
 
 def num(value: float | None, shown: str, why: str = "not recorded", tip: str | None = None) -> Td:

@@ -29,6 +29,7 @@ from reports.table import (
     text,
     unrecorded,
     verdict,
+    without_unrecorded,
 )
 from reports.words import DASH
 
@@ -146,7 +147,8 @@ def starts(anchor: str, cells: Sequence[Cell]) -> Table:
         Column("stopped by"), Column("outliers", True, "Tukey's fences; labelled, never dropped"),
         Column("again", False, "the command that measures this cell again"),
     )  # fmt: skip
-    return Table(anchor, "First call and plan against steady state", columns, [_start(c, two) for c in timed])
+    found = Table(anchor, "First call and plan against steady state", columns, [_start(c, two) for c in timed])
+    return without_unrecorded(found)
 
 
 def _start(c: Cell, two: bool) -> list[Td]:
@@ -234,11 +236,13 @@ def pair_frame(found: Iterable[Pair]) -> pd.DataFrame:
 
 
 def rank_note(contests: Iterable[Contest]) -> list[str]:
-    """Cells with a speed that stand apart from the winner's group: told, never compared."""
+    """Cells with a speed that stand apart from the winner's group: told, never compared; a sentence a backend."""
+    found: dict[str, list[str]] = {}
+    for x in contests:
+        for c in x.apart:
+            found.setdefault(c.record.backend, []).append(f"{words.sizes(x.problem)}: {time_words(c.record)}")
     return [
-        f"{code(c.record.backend)} at {words.sizes(x.problem)} was measured in another group "
-        f"({time_words(c.record)}): "
-        "no ratio to the others is given."
-        for x in contests
-        for c in x.apart
+        f"{code(backend)} was measured in another group at {len(where)} problem{'' if len(where) == 1 else 's'}, so no "
+        f"ratio to the others is given there ({'; '.join(where[:2])}{'; …' if len(where) > 2 else ''})."
+        for backend, where in found.items()
     ]

@@ -154,13 +154,22 @@ def test_a_cpu_has_one_time(tmp_path):
 def test_what_an_old_record_lacks_is_said_not_to_be_recorded(tmp_path):
     html, markdown = page(tmp_path, sweep("triton_fused", "flex"))
     assert "wall time not recorded" in markdown
+    gates = markdown.split("### Gate errors")[1].split("###")[0]
+    assert "Not recorded by any of these: worst slope, timed calls checked, small trial." in gates
+    assert "all-zero output" in gates
+    starts = markdown.split("### First call and plan")[1].split("###")[0]
+    assert "Not recorded by any of these: wall time, graph, again." in starts
+    assert "not recorded" in html
+
+
+def test_beside_new_records_an_old_one_says_what_it_lacks(tmp_path):
+    records = sweep("triton_fused", "flex")
+    _, markdown = page(tmp_path, [make.recent(records[0]), *records[1:]])
     gates = markdown.split("### Gate errors")[1].split("###")[0].splitlines()
     heads = [h.strip() for h in next(line for line in gates if line.startswith("| problem")).split("|")]
-    row = [c.strip() for c in next(line for line in gates if line.startswith("| attention")).split("|")]
+    row = [c.strip() for c in [line for line in gates if line.startswith("| attention")][1].split("|")]
     for name in ("worst slope", "timed calls checked", "small trial"):
         assert row[heads.index(name)] == "not recorded"
-    assert "all-zero output" in row[heads.index("negative control")]
-    assert "not recorded" in html
 
 
 def test_what_a_new_record_holds_of_its_gate_is_shown(tmp_path):
