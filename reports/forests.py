@@ -305,7 +305,7 @@ def noise_drawing(
     found: list[tuple[Ratio, str]] = []
     for c in cells:
         timing = c.record.timing
-        if timing is not None and timing.aa_samples_ms:
+        if c.ok and timing is not None and timing.aa_samples_ms:
             found.append((statistics.paired_ratio(timing.samples_ms, timing.aa_samples_ms), c.record.backend))
     if not found:
         return None

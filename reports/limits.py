@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from pydantic import ValidationError
+
 from benchmarks.harness.ceilings import Bandwidth, Ceilings
 from benchmarks.harness.cost import limit
 from benchmarks.harness.profile_record import Profile
@@ -138,13 +140,17 @@ def recorded(found: Iterable[Record | Profile]) -> dict[Machine, Recorded]:
 
 
 def on_this_page(one: Record | Profile, measured_ms: float | None, machines: dict[Machine, Recorded]) -> Limit | None:
-    """The limit of a problem by today's definition and the machine's ceilings; None where its own run had none."""
+    """The limit of a problem by today's definition and the machine's ceilings; None where its own run had none, or
+    sizes and rates are such that no floor can be held in a record."""
     if one.limit is None:
         return None
     own, machine = Recorded(((one.problem.dtype, one.limit),)), machine_of(one)
     ceilings = machines.get(machine, own).ceilings(one.problem.dtype) or own.ceilings(one.problem.dtype)
     assert ceilings is not None
-    return limit(one.problem, ceilings, measured_ms)
+    try:
+        return limit(one.problem, ceilings, measured_ms)
+    except (ValidationError, ArithmeticError):
+        return None
 
 
 def judged(one: Record, machines: dict[Machine, Recorded]) -> Record:

@@ -7,15 +7,19 @@ from benchmarks.harness.cost import beyond
 from benchmarks.harness.record import Limit, Problem, Record, Timing
 from reports import words
 
+SHORTEST_MS = 1e-6  # a nanosecond
 _ATOMS_OUT = ("attention", "block", "stack")  # levels that return atoms of the width that they were given
 
 
 def impossible(record: Record) -> str | None:
-    """Why the speed of ``record`` cannot be true: faster than the operation's floor by more than the ceiling's own
-    spread, or less memory allocated than its output fills. None where nothing speaks against it."""
+    """Why the speed of ``record`` cannot be true: less than a clock can tell, faster than the operation's floor by
+    more than the ceiling's own spread, or less memory allocated than its output fills. None where nothing speaks
+    against it."""
     timing, limit, memory = record.timing, record.limit, record.memory
     if timing is None:
         return None
+    if timing.median_ms < SHORTEST_MS or min(timing.samples_ms) < SHORTEST_MS:
+        return f"impossible: a call of {min(timing.median_ms, *timing.samples_ms):g} ms, less than a clock can tell"
     if limit is not None and (limit.definition > 1 or record.problem.n_blocks == 1):  # 1 counted p once a block
         why = beyond(_as_measured(limit, timing))
         if why is not None:

@@ -209,7 +209,7 @@ def noise(anchor: str, cells: Sequence[Cell]) -> Table:
     rows = []
     for c in cells:
         t = c.record.timing
-        if t is None or not t.aa_samples_ms:
+        if not c.ok or t is None or not t.aa_samples_ms:
             continue
         r = statistics.paired_ratio(t.samples_ms, t.aa_samples_ms)
         floor = statistics.noise_floor(t.samples_ms, t.aa_samples_ms)

@@ -13,7 +13,7 @@ DASH = "–"
 
 def number(value: float, digits: int = 3) -> str:
     """Three significant digits, thousands with commas, no exponent."""
-    if value == 0 or not math.isfinite(value):
+    if abs(value) < 1e-290 or not math.isfinite(value):
         return f"{value:g}"
     places = digits - 1 - math.floor(math.log10(abs(value)))
     return f"{round(value, places):,.{max(places, 0)}f}"

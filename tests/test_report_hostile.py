@@ -146,6 +146,41 @@ def test_the_largest_numbers_that_a_record_may_hold_make_every_file(tmp_path):
     assert set(pd.read_parquet(tmp_path / "out" / "cells.parquet")["peak_bytes"]) == {2**62}
 
 
+def of_timing(record: Record, **changes: object) -> Record:
+    return record if record.timing is None else record.model_copy(
+        update={"timing": record.timing.model_copy(update=changes)}
+    )  # fmt: skip
+
+
+def of_limit(record: Record, **changes: object) -> Record:
+    return record if record.limit is None else record.model_copy(
+        update={"limit": record.limit.model_copy(update=changes)}
+    )  # fmt: skip
+
+
+def of_problem(record: Record, **changes: object) -> Record:
+    return record.model_copy(update={"problem": record.problem.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda r: of_timing(r, median_ms=0.0, ci_low_ms=0.0, ci_high_ms=0.0),
+        lambda r: of_timing(r, samples_ms=[1e-300] * 24, median_ms=1e-300, ci_low_ms=0.0, ci_high_ms=1e-300),
+        lambda r: of_timing(r, wall_ms=0.0, wall_samples_ms=[1e-300]),
+        lambda r: of_limit(r, bandwidth_bytes_per_s=1e-300, rate_flops_per_s=1e-300),
+        lambda r: of_limit(r, bandwidth_bytes_per_s=1e300, rate_flops_per_s=1e300),
+        lambda r: of_problem(r, n_atom=2**62, n_neighbor=2**62, window=2**62, live_pairs=2**62),
+    ],
+    ids=["no time", "no time in any sample", "no wall time", "no rate", "any rate", "largest sizes"],
+)
+def test_numbers_that_no_machine_gives_make_a_page(tmp_path, plant):
+    records = [make.recent(r) for n in (1024, 4096)
+               for r in make.group(make.CUDA, make.problem(device="cuda", dtype="bfloat16", n_atom=n))]  # fmt: skip
+    run(tmp_path, [plant(r) for r in records])
+    assert (tmp_path / "out" / "report.md").stat().st_size > 1000
+
+
 def test_an_integer_too_long_to_read_is_a_line_left_out(tmp_path):
     good = make.group(make.CPU, make.problem(), backends=["banded", "gather"])
     make.write(tmp_path / "r.jsonl", good)
