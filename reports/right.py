@@ -10,7 +10,11 @@ from reports.load import SHORT_DTYPE, Cell
 from reports.measured import after, errors
 from reports.table import PROBLEM, Column, Table, Td, missing, name, num, problem_cells, unrecorded, without_unrecorded
 
-CONTROLS = {"zeros": "all-zero output", "neighbour": "a neighbour a row left out"}
+CONTROLS = {
+    "zeros": "all-zero output",
+    "neighbour": "a neighbour a row left out",
+    "neighbours": "one neighbour in 16 left out",
+}
 NO_GRADIENTS = "no gradients in this mode"
 
 

@@ -28,6 +28,7 @@ Cache = Literal["cold", "hot", "unspecified"]
 Stop = Literal["converged", "budget", "maximum"]
 _HOST_JITTER_MS = 0.3
 _MOST_LEAD_MS = 20.0
+WALL_CALLS = 10  # of each arm, in its first blocks: an eager call's wait takes no 1% to be told from the device's time
 _IDLE_SYNC_MS = 0.2  # an idle device answers within a tenth of this
 
 _SLOW_ENOUGH = 100  # a first call of so many times the wanted sample is no short call that warmed up
@@ -241,7 +242,7 @@ class Interleaved:
 
     ``half_widths[arm]`` belongs to the interval that decided when to stop: of the ratio to the
     fastest arm; for the fastest arm itself, of its own median, which decides only when it is alone.
-    ``walls[arm]`` holds a clock's second time, of one more call right after each sample.
+    ``walls[arm]`` holds a clock's second time, of one more call right after each of the first samples.
     """
 
     samples: dict[str, list[float]]
@@ -313,8 +314,7 @@ def interleave(
                 before = clock.now()
                 samples[name].append(clock.sample(arms[name], calls[name]))
                 shown(name, ending is not None or len(order) == allowed.get(name))
-                wall_ms = clock.wall(arms[name])
-                if wall_ms is not None:
+                if len(walls[name]) < WALL_CALLS and (wall_ms := clock.wall(arms[name])) is not None:
                     walls[name].append(wall_ms)
                 seconds[name] = clock.now() - before
                 collect()

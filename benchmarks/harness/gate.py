@@ -52,14 +52,17 @@ MOST_PER_ROW = 0.5  # a row that is lost altogether has an error of 1
 # in bfloat16 and 0.04 in float16 (0.1 in an encoder), in every backend that calls it. A missing gradient (1.0) is still
 # caught.
 CPU_NORM_WEIGHT = {"float16": 0.2, "bfloat16": 0.5}
-# Slopes of right backends: outputs up to 8e-5 in bfloat16, 7e-6 in float16 and 2e-8 in float32, at every level, since
+# Slopes of right backends: outputs up to 8e-5 in bfloat16, 7e-6 in float16 and 2e-8 in float32, up to a stack, since
 # roundings cancel; gradients of inputs up to 9e-4 at the seam and, as those of weights, up to 1.1e-2 in bfloat16 and
-# 2.3e-3 in float16 behind a stack's ReLUs. An output × 1.01 and a gradient × 0.97 must be red.
+# 2.3e-3 in float16 behind a stack's ReLUs. An output × 1.01 and a gradient × 0.97 must be red there. Encoder, decoder
+# have outputs of few elements (r_update) and weights that a few ReLUs decide (mlp_p): on an H200 in bfloat16 up to
+# 2.4e-3 and 3.9e-2 in six backends, the layer itself among them; the seam inside is held to its own tolerance.
 SLOPE = {"float64": 1e-10, "float32": 1e-6, "float16": 1.25e-4, "bfloat16": 1e-3}
 GRADIENT_SLOPE = {"float64": 1e-10, "float32": 1e-4, "float16": 6e-3, "bfloat16": 2e-2}
 # LayerNorm's weight on CPU, as above: sums in the input's own dtype stall; over pairs up to 0.26 low, over atoms 0.024.
 CPU_NORM_SLOPE = {"float16": 0.15, "bfloat16": 0.4}
 CPU_ATOM_NORM_SLOPE = {"float16": 0.015, "bfloat16": 0.1}
+OUTER_SLOPE_FACTOR = 4.0
 _NORM_WEIGHT = re.compile(r"^grad:.*norm\w*\.weight$")
 NULL = 1e-6  # of its scale: what a sum that is zero by the mathematics may be in float64
 SEAM = "attention"
@@ -175,11 +178,13 @@ def allowed(name: str, problem: Problem) -> float:
 
 
 def allowed_slope(name: str, problem: Problem) -> float:
-    """The tolerance of one entry of ``Gate.slopes``, at every level the same."""
+    """The tolerance of one entry of ``Gate.slopes``."""
     if problem.device == "cpu" and problem.dtype in CPU_NORM_SLOPE and _NORM_WEIGHT.search(name):
         over_pairs = name.endswith("norm_pair.weight")
         return (CPU_NORM_SLOPE if over_pairs else CPU_ATOM_NORM_SLOPE)[problem.dtype]
-    return (GRADIENT_SLOPE if name.startswith("grad:") else SLOPE)[problem.dtype]
+    outer = problem.level in ("encoder", "decoder") and name != SEAM
+    factor = OUTER_SLOPE_FACTOR if outer else 1.0
+    return (GRADIENT_SLOPE if name.startswith("grad:") else SLOPE)[problem.dtype] * factor
 
 
 def passes(

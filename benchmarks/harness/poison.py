@@ -42,14 +42,16 @@ def poisoned(problem: Problem) -> Iterator[None]:
 
 
 def _fill_cached() -> None:
-    """Take blocks as large as a run may want, fill them with NaN, hand them back to the cache: the allocator cuts the
-    next tensors out of them."""
+    """Take what torch's allocator holds free, hole by hole, and blocks as large as a run may want, fill them with NaN
+    and hand them back to the cache: the allocator cuts the next tensors out of them. A hole between tensors that live,
+    which no larger block fits, is where the answer of the call before lay."""
     import torch
 
     torch.cuda.empty_cache()
+    holes = [b["size"] for s in torch.cuda.memory_snapshot() for b in s["blocks"] if b["state"] == "inactive"]
     large = min(available_bytes("cuda") // 2, _MOST_BYTES)
-    blocks = [torch.empty(large, dtype=torch.uint8, device="cuda")]
-    blocks += [torch.empty(_SMALL_BYTES, dtype=torch.uint8, device="cuda") for _ in range(_SMALL_BLOCKS)]
+    sizes = [*sorted(holes, reverse=True), large, *[_SMALL_BYTES] * _SMALL_BLOCKS]
+    blocks = [torch.empty(size, dtype=torch.uint8, device="cuda") for size in sizes]
     for block in blocks:
         block.fill_(_NAN_BYTE)
     torch.cuda.synchronize()

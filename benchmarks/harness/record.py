@@ -168,7 +168,7 @@ class Timing(_Frozen):
     """Steady-state latency; ``samples_ms[i]`` was taken in block ``i`` of the group, so that the
     samples of two backends of one group pair by position.
 
-    On CUDA ``samples_ms`` is the device's own time, and ``wall_samples_ms``, taken in the same blocks, is
+    On CUDA ``samples_ms`` is the device's own time, and ``wall_samples_ms``, of the first of the same blocks, is
     what an eager caller waits for one call on an idle device, host included. On a CPU the two are one.
     """
 
