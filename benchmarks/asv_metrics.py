@@ -44,6 +44,13 @@ def _latency(record: Record) -> Value:
     return {"samples": [ms / 1e3 for ms in record.timing.samples_ms], "number": 1}
 
 
+def _wall(record: Record) -> Value:
+    """As :func:`_latency`, of an eager call with its host's share; None on a CPU, where that is the latency itself."""
+    if record.timing is None or record.timing.wall_samples_ms is None:
+        return None
+    return {"samples": [ms / 1e3 for ms in record.timing.wall_samples_ms], "number": 1}
+
+
 def _peak(record: Record) -> Value:
     return None if record.memory is None else record.memory.peak_bytes
 
@@ -68,7 +75,8 @@ def _throttle(record: Record) -> Value:
 
 
 METRICS: dict[str, Metric] = {
-    "latency": Metric("seconds", "time of one call", _latency),
+    "latency": Metric("seconds", "time of one call, on a GPU the device's own", _latency),
+    "wall": Metric("seconds", "time that an eager caller waits for one call on a GPU", _wall),
     "peak_memory": Metric("bytes", "peak memory above the inputs", _peak),
     "first_call": Metric("ms", "first call, compiling included", lambda record: record.first_call_ms),
     "status": Metric("code", "status", lambda record: STATUS_CODES[record.status]),

@@ -144,6 +144,10 @@ def test_numbers_are_those_of_the_record() -> None:
     assert one.limit is not None
     assert one.gate is not None
     assert numbers["latency"] == {"samples": [ms / 1e3 for ms in one.timing.samples_ms], "number": 1}
+    assert numbers["wall"] is None
+    eager = one.timing.model_copy(update={"wall_samples_ms": [2.0, 4.0], "wall_ms": 3.0})
+    on_gpu = asv_metrics.row(one.model_copy(update={"timing": eager}), METRICS)
+    assert on_gpu["wall"] == {"samples": [2e-3, 4e-3], "number": 1}
     assert numbers["peak_memory"] == one.memory.peak_bytes
     assert numbers["first_call"] == one.first_call_ms
     assert numbers["percent_of_limit"] == one.limit.percent

@@ -143,7 +143,7 @@ def check_errors_are_whole_and_portable(records: dict[str, Record]) -> None:
 def check_survivors_are_pairs(good: list[Record]) -> None:
     assert len({record.group for record in good}) == 1
     timings = [record.timing for record in good if record.timing is not None]
-    assert sum(timing.aa_samples_ms is not None for timing in timings) == 1
+    assert sum(timing.aa_samples_ms is not None for timing in timings) >= 1  # the fastest, and who has time for it
     for record in good:
         assert record.gate is not None
         assert record.gate.errors_after
@@ -365,7 +365,7 @@ _attend_at_once = BandedBlock._attend
 def _attend_when_told(self, Q, *others):
     import pathlib, time
 
-    while Q.shape[1] >= 112 and not (pathlib.Path(__file__).parents[1] / "go").exists():
+    while Q.shape[1] in (112, 128) and not (pathlib.Path(__file__).parents[1] / "go").exists():
         time.sleep(0.05)
     return _attend_at_once(self, Q, *others)
 
@@ -376,7 +376,7 @@ BandedBlock._attend = _attend_when_told
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the project, which nobody edits between two calls; from 112 atoms on ``banded`` waits for a file."""
+    """A copy of the project, which nobody edits between two calls; at 112 and 128 atoms ``banded`` waits for a file."""
     for name in ("pallatom", "variants", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     with open(tmp_path / "variants" / "banded.py", "a") as f:

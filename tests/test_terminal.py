@@ -155,3 +155,16 @@ def test_a_comment_on_a_pull_request_is_cleaned_too() -> None:
     said = regress_table.markdown(hostile_account())
     assert "[enforce fail at" in said
     assert {c for c in said if unicodedata.category(c) in ("Cc", "Cf")} <= {"\n"}
+
+
+def test_a_line_says_what_an_eager_caller_waits_where_that_is_another_time() -> None:
+    record = next(r for r in made.cpu_sweep() if r.timing is not None)
+    assert record.timing is not None
+    assert "wall" not in console.line(record, [record]).plain
+    busy = record.timing.median_ms
+    for wall_ms, words in ((1.5 * busy, "wall"), (3 * busy, "host-bound")):
+        timing = record.timing.model_copy(update={"wall_samples_ms": [wall_ms], "wall_ms": wall_ms})
+        told = console.line(record.model_copy(update={"timing": timing}), [record]).plain
+        assert f"wall {console.milliseconds(wall_ms)}" in told
+        assert words in told
+        assert ("host-bound" in told) == (words == "host-bound")

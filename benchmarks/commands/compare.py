@@ -120,6 +120,8 @@ def _pair(cells: dict[str, Record], a: str, b: str) -> dict[str, Any]:
     return result | {
         "a_ms": first.median_ms,
         "b_ms": second.median_ms,
+        "a_wall_ms": first.wall_ms,
+        "b_wall_ms": second.wall_ms,
         "ratio": found.ratio.ratio,
         "low": found.ratio.low,
         "high": found.ratio.high,
@@ -136,6 +138,9 @@ def sentence(result: dict[str, Any]) -> str:
     if "missing" in result:
         return head + result["missing"]
     times = f"{show.milliseconds(result['a_ms'])} against {show.milliseconds(result['b_ms'])}"
+    if result["a_wall_ms"] is not None and result["b_wall_ms"] is not None:
+        walls = f"{show.milliseconds(result['a_wall_ms'])} against {show.milliseconds(result['b_wall_ms'])}"
+        times = f"{times} on the device, {walls} for an eager caller"
     if result["low"] is None:
         interval = "no interval from so few blocks"
     else:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..harness.cases import Group
 from ..harness.comparison import compared, noise_floors
-from ..harness.record import Problem, Record
+from ..harness.record import Problem, Record, Timing
 from ..harness.shown import shown, shown_lines
 from ..harness.statistics import Verdict
 from ..harness.sweep import Observer
@@ -154,7 +154,16 @@ def line(record: Record, group: Iterable[Record]) -> Text:
     limit = "" if record.limit is None or record.limit.percent is None else f"{record.limit.percent:.0f}% of limit"
     extra = "" if record.memory is None else f"+{size(record.memory.peak_bytes)}"
     time = milliseconds(record.timing.median_ms)
-    return styled(*name, f"{time:>10} {spread:<9}{standing(record, group):<22}{extra:<14}{limit}")
+    waits = wall(record.timing)
+    waits = f"{waits:<26}" if waits else ""
+    return styled(*name, f"{time:>10} {spread:<9}{waits}{standing(record, group):<22}{extra:<14}{limit}")
+
+
+def wall(timing: Timing) -> str:
+    """What an eager caller waits, where that is another time than the device's; nothing on a CPU."""
+    if timing.wall_ms is None:
+        return ""
+    return f"wall {milliseconds(timing.wall_ms)}{', host-bound' if timing.host_bound else ''}"
 
 
 def _errors(record: Record) -> str:
