@@ -82,5 +82,8 @@ class PaperClock:
         self._visit += 1
         return true_ms * self._factors[self._visit - 1]
 
+    def wall(self, fn: Callable[[], object]) -> None:
+        """No second time."""
+
     def calibrate(self, fn: Callable[[], object]) -> tuple[int, float]:
         return 1, 0.0
