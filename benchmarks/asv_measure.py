@@ -25,7 +25,7 @@ from .harness.again import command
 from .harness.cases import Axes, Group
 from .harness.device import ForeignPackage, code_hash, code_origin, cpu_cores, cpu_name, total_bytes
 from .harness.host import Host
-from .harness.measure import Options
+from .harness.options import Options
 from .harness.place import ruler_hash, tuned_hash
 from .harness.process import WorkerDied, WorkerTimeout
 from .harness.record import Provenance, Record, Status

@@ -18,7 +18,7 @@ from benchmarks.commands import options as opt
 from benchmarks.commands import sweep as command_line
 from benchmarks.harness import again, arms, cases, workloads
 from benchmarks.harness import sweep as harness
-from benchmarks.harness.measure import Options
+from benchmarks.harness.options import Options
 from benchmarks.harness.record import Record, append
 from tests import records_factory as made
 

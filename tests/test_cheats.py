@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from benchmarks.harness import audit, cases, ceilings, clock
-from benchmarks.harness.measure import Group, Options
+from benchmarks.harness.measure import Group
+from benchmarks.harness.options import Options
 
 FILE = """
 import inspect, threading, time

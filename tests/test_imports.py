@@ -106,7 +106,7 @@ def test_a_backend_shares_no_code_with_the_reference() -> None:
     assert _offences([f for f in _files("variants") if f.stem != "_op"], ("variants._op",)) == []
 
 
-@pytest.mark.parametrize("stem", ["clock", "device", "record", "statistics"])
+@pytest.mark.parametrize("stem", ["clock", "device", "interleave", "record", "statistics"])
 def test_the_ruler_knows_no_attention(stem: str) -> None:
     file = ROOT / "benchmarks" / "harness" / f"{stem}.py"
     assert file.exists()

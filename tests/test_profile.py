@@ -14,7 +14,8 @@ from benchmarks.harness import counters, profiling, trace
 from benchmarks.harness.cases import Group
 from benchmarks.harness.clock import CudaClock
 from benchmarks.harness.kernel_names import IDLE, LONGEST, OUTSIDE, kind, shorten
-from benchmarks.harness.measure import Arm, Options
+from benchmarks.harness.measure import Arm
+from benchmarks.harness.options import Options
 from benchmarks.harness.profile_record import Breakdown, Counters, Profile, Row, scan_profiles
 from benchmarks.harness.profiles import best_and_worst, trace_name
 from benchmarks.harness.profiling import slim

@@ -19,7 +19,7 @@ from benchmarks.harness import sweep as harness
 from benchmarks.harness import trace
 from benchmarks.harness.host import Host
 from benchmarks.harness.kernel_names import OUTSIDE
-from benchmarks.harness.measure import Options
+from benchmarks.harness.options import Options
 from benchmarks.harness.profile_record import PROFILES, Profile, scan_profiles
 from benchmarks.harness.profiles import Profiler, Settings
 from benchmarks.harness.record import Record

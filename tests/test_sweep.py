@@ -19,7 +19,7 @@ from benchmarks.harness import host as hosts
 from benchmarks.harness import sweep as harness
 from benchmarks.harness.case import Case
 from benchmarks.harness.host import Host
-from benchmarks.harness.measure import Options
+from benchmarks.harness.options import Options
 from benchmarks.harness.process import Worker, WorkerDied, WorkerTimeout
 from benchmarks.harness.record import Record, append, read
 from tests import records_factory as made

@@ -25,7 +25,7 @@ from benchmarks.commands import app
 from benchmarks.harness import cases
 from benchmarks.harness import sweep as harness
 from benchmarks.harness.host import Host
-from benchmarks.harness.measure import Options
+from benchmarks.harness.options import Options
 from tests.seam import seam
 from variants import _triton_tune as tuning
 from variants import _triton_tuned as file
@@ -343,7 +343,7 @@ from benchmarks.commands import app
 from benchmarks.harness import cases
 from benchmarks.harness import sweep as harness
 from benchmarks.harness.host import Host
-from benchmarks.harness.measure import Options
+from benchmarks.harness.options import Options
 from tests.seam import seam
 from variants import _triton_tune, _triton_forward, triton_fused
 made = seam(19, 12, heads=2, head_dim=16, channels=8)

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..harness import arms
 from ..harness import sweep as harness
 from ..harness.host import Host
-from ..harness.measure import Options
+from ..harness.options import Options
 from ..harness.record import Record
 from . import console as show
 from . import options as opt

@@ -13,7 +13,7 @@ from ..harness import sweep as harness
 from ..harness.cases import BadAxis
 from ..harness.comparison import compared, noise_floors
 from ..harness.host import Host
-from ..harness.measure import Options
+from ..harness.options import Options
 from ..harness.record import Record, read
 from ..harness.shown import shown_lines
 from . import console as show

@@ -18,7 +18,7 @@ from rich.text import Text
 from ..harness import profiles
 from ..harness import sweep as harness
 from ..harness.host import Host
-from ..harness.measure import Options
+from ..harness.options import Options
 from ..harness.record import Record
 from . import check, doctor
 from . import console as show

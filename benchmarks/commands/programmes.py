@@ -13,7 +13,7 @@ from typing import Literal
 from ..harness import arms
 from ..harness import sweep as harness
 from ..harness.cases import Axes, Group, grid
-from ..harness.measure import Options
+from ..harness.options import Options
 
 Device = Literal["cpu", "cuda"]
 

@@ -10,7 +10,7 @@ import typer
 from ..harness import arms
 from ..harness.again import find
 from ..harness.cases import INDEX_BACKEND, BadAxis
-from ..harness.measure import Options
+from ..harness.options import Options
 from ..harness.record import Problem
 
 # What may be given beside it; where it says how to measure, it counts before what the record says.

@@ -13,7 +13,7 @@ from ..harness import sweep as harness
 from ..harness.again import recall
 from ..harness.cases import BadAxis
 from ..harness.host import Host
-from ..harness.measure import Options
+from ..harness.options import Options
 from ..harness.record import Status
 from ..harness.shown import shown
 from . import console as show

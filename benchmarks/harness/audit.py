@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import case, clock, expectation, gate, statistics
+from . import case, clock, expectation, gate, interleave, statistics
 from .failures import WrongResult
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def returned_bytes(of: Case, made: Made) -> int:
 
 def _parts() -> Iterator[tuple[Any, str, Any]]:
     """(owner, name, object) of all that measures and compares."""
-    for module in (case, clock, expectation, gate, statistics):
+    for module in (case, clock, expectation, gate, interleave, statistics):
         for name, found in vars(module).items():
             if getattr(found, "__module__", None) != module.__name__:
                 continue

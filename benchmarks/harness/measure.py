@@ -21,43 +21,17 @@ from typing import Any
 
 from . import arms, audit, cost, footprint, supplements
 from .case import Case
-from .clock import Interleaved, interleave, make_clock
+from .clock import make_clock
 from .failures import DevicePoisoned, WrongResult, check_device, synchronize, text_of, verdict_on
 from .given import Given
+from .interleave import Interleaved, interleave
+from .options import Options
 from .record import Gate, Limit, Memory, Problem, Timing
 from .statistics import median_interval
 
 Emit = Callable[[dict[str, Any]], None]
 Note = Callable[[str, str], None]
 AA = "#again"  # marks the second arm of a backend, which is timed against itself
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a group is measured; everything here may differ between two runs of one problem."""
-
-    budget_s: float = 10.0
-    min_blocks: int = 20
-    max_blocks: int = 200
-    gate_pairs: int = 1 << 18  # pairs whose whole reference is computed for the gate; of more, a sample of rows
-    try_oversized: bool = False
-    speed: bool = True  # False: the gate alone
-    memory: bool = True
-    graphs: bool = True
-    limits_s: dict[str, float] = field(default_factory=lambda: dict(PHASE_LIMITS_S))
-
-
-# The longest that a phase may take for one backend; the timing gets its budget on top.
-PHASE_LIMITS_S = {
-    "build": 300.0,
-    "first call": 300.0,
-    "gate": 300.0,
-    "plan": 120.0,
-    "memory": 120.0,
-    "timing": 120.0,
-    "graph": 120.0,
-    "profile": 120.0,
-}
 
 
 @dataclass

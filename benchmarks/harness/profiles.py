@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from . import arms
 from .cases import Group
 from .host import START_LIMIT_S, Host, seconds_left
-from .measure import Options
+from .options import Options
 from .place import counts
 from .process import WorkerDied, WorkerTimeout
 from .profile_record import PROFILES, Counters, Profile, scan_profiles

@@ -20,7 +20,8 @@ import numpy as np
 from . import trace
 from .clock import CudaClock, make_clock
 from .failures import synchronize
-from .measure import Arm, Emit, Group, Note, Options
+from .measure import Arm, Emit, Group, Note
+from .options import Options
 from .record import Problem
 from .scratch import Scratch
 

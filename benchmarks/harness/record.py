@@ -177,7 +177,7 @@ class Timing(_Frozen):
     median_ms: Milliseconds
     ci_low_ms: Milliseconds
     ci_high_ms: Milliseconds
-    half_width: Finite | None  # relative, of the interval that decides when to stop (clock.Interleaved)
+    half_width: Finite | None  # relative, of the interval that decides when to stop (interleave.Interleaved)
     stop: Literal["converged", "budget", "maximum"]
     cache: Literal["cold", "hot", "unspecified"]
     aa_samples_ms: list[Sample] | None = None  # the same backend once more per block: the noise floor

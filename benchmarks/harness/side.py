@@ -8,7 +8,7 @@ from typing import Any
 
 from .commits import Code
 from .host import START_LIMIT_S
-from .measure import Options
+from .options import Options
 from .process import Event, Worker, WorkerDied, WorkerTimeout
 from .record import Problem
 

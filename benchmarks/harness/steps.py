@@ -17,7 +17,8 @@ from typing import Any
 from .case import Case
 from .clock import Clock, CpuClock, make_clock
 from .failures import check_device
-from .measure import Arm, Emit, Group, Note, Options
+from .measure import Arm, Emit, Group, Note
+from .options import Options
 from .process import ROOT
 from .record import Problem
 

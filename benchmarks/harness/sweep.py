@@ -26,7 +26,7 @@ from .again import command
 from .cases import Axes, BadAxis, Group, resolve
 from .footprint import input_bytes, pair_bytes
 from .host import START_LIMIT_S, Host, seconds_left
-from .measure import Options
+from .options import Options
 from .place import FILES, counts, file_hash
 from .process import ROOT, WorkerDied, WorkerTimeout
 from .record import Problem, Provenance, Record, append, read

@@ -22,7 +22,7 @@ from typing import Any
 
 from .cases import INDEX_BACKEND
 from .commits import Code
-from .measure import Options
+from .options import Options
 from .process import Event, WorkerDied, WorkerTimeout
 from .record import Record, append
 from .scratch import Scratch

@@ -9,7 +9,7 @@ from typing import Any
 
 from .cases import Axes, BadAxis, resolve
 from .commits import Code
-from .measure import PHASE_LIMITS_S
+from .options import PHASE_LIMITS_S
 from .process import Event
 from .record import Problem, Record
 from .sweep import work

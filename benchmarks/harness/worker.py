@@ -53,8 +53,10 @@ def main(event_fd: int, note_path: str, parent: int, threads: int | None) -> Non
     _die_first(parent)
     channel = Channel(event_fd, note_path)
     channel.note("", "start")
+    from . import audit
     from .device import code_origin, cpu_cores, pin_threads
 
+    audit.require_unmoved()  # imported here: the ruler as it is before any backend is loaded
     pin_threads(threads or cpu_cores())
     code_origin()  # raises unless what is measured is ours
     for line in sys.stdin:
@@ -79,7 +81,8 @@ def _die_first(parent: int) -> None:
 def _group(
     channel: Channel, *, problem: dict, source: str | None, backends: list[str], options: dict, ceilings: dict | None
 ) -> None:
-    from .measure import Group, Options
+    from .measure import Group
+    from .options import Options
 
     asked = Problem.model_validate(problem)
     _run(channel, asked, Group(asked, source, Options(**options), ceilings, channel.emit, channel.note), backends)
@@ -89,7 +92,7 @@ def _profile(
     channel: Channel, *, problem: dict, source: str | None, backends: list[str], options: dict, ceilings: dict | None,
     traces: dict[str, str],
 ) -> None:  # fmt: skip
-    from .measure import Options
+    from .options import Options
     from .profiling import Profiling
 
     asked = Problem.model_validate(problem)

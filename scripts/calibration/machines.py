@@ -64,7 +64,7 @@ MACHINES = {
 
 
 class PaperClock:
-    """A clock of :func:`benchmarks.harness.clock.interleave` for arms that return their true milliseconds."""
+    """A clock of :func:`benchmarks.harness.interleave.interleave` for arms that return their true milliseconds."""
 
     cache: Cache = "unspecified"
 

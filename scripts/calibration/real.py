@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import statistics as st
-from benchmarks.harness.clock import CpuClock, interleave
+from benchmarks.harness.clock import CpuClock
+from benchmarks.harness.interleave import interleave
 from benchmarks.harness.record import read
 
 TRIAL_S = 1.0

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.harness import regression
 from benchmarks.harness import statistics as st
-from benchmarks.harness.clock import interleave
+from benchmarks.harness.interleave import interleave
 
 from .machines import MACHINES, Machine, PaperClock
 
