@@ -3,6 +3,9 @@
 Idea: K and V are gathered to [B, N, K, H, D], so every score and every weighted value is a plain product. Nothing is
 assumed about the index. The cost is memory: two gathered tensors of H·D channels per pair, 8 times p each in the usual
 shape.
+
+Limit: in bfloat16 the weights are rounded before they meet V, so where scores of hundreds saturate the softmax, dQ (a
+difference of nearly equal terms there) is off by all of its norm; other backends sum it in float32.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ pass through memory. Ansel et al., PyTorch 2 (ASPLOS 2024, doi:10.1145/3620665.3
 
 Compiled once per kind of call (shapes, dtypes, gradients); the first call of each kind pays for it. On the CPU a C++
 compiler is needed at run time, on CUDA Triton and a C compiler. Inside a model that is itself being compiled, the block
-is plainly the layer's own and the outer compilation takes it in.
+is plainly the layer's own and the outer compilation takes it in. Its limit in bfloat16 is that of ``gather``.
 
 Cost model: the FLOPs of the gather. Forward: p is read, its norm is written and read, the scores pass through memory a
 few times, K and V rows are read through the cache. With gradients the gathered rows are kept after all, and the
