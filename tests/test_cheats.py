@@ -113,6 +113,16 @@ WHILE_TIMED = {
             known[Q.shape] = right(self, Q, K, V, p, idx, valid).clone()
         return known[Q.shape].clone()
         """,
+    "cached by the id of the pairs, and copied": """
+        if id(p) not in known or on_stack("check", "of"):
+            known[id(p)] = right(self, Q, K, V, p, idx, valid)
+        return known[id(p)].clone()
+        """,
+    "the pairs' part cached by their address": """
+        if p.data_ptr() not in known or on_stack("check", "of"):
+            known[p.data_ptr()] = p.detach().clone()
+        return right(self, Q, K, V, known[p.data_ptr()], idx, valid)
+        """,
     "cached by the address of the index": """
         if idx.data_ptr() not in known or on_stack("check", "of"):
             known[idx.data_ptr()] = right(self, Q, K, V, p, idx, valid)

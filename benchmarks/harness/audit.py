@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ROW = 256  # words that are summed before they are weighted by their place
 _CHUNK_ROWS = 1 << 16
+_SECOND = " (second set)"
 CHEAP_BYTES = 64 << 20  # what is summed after every timed sample; more only now and then
 
 
@@ -33,7 +34,7 @@ class Fingerprints:
         self._tensors: dict[str, Tensor] = {}
         steps = turns[0].problem.mode == "train"  # an optimizer writes to weights, with the values that they have
         for turn in turns:
-            mark = "" if turn is turns[0] else " (second set)"
+            mark = "" if turn is turns[0] else _SECOND
             given = turn.tensors | turn.fixed | {f"gradient of {name}": t for name, t in turn.cotangents.items()}
             self._tensors |= {f"{name}{mark}": tensor for name, tensor in given.items()}
             self._tensors |= {f"weight {name}": w for name, w in turn.module.named_parameters()}
@@ -45,6 +46,13 @@ class Fingerprints:
         """Take what is there now as what must stay."""
         self._sums = {name: checksum(tensor) for name, tensor in self._tensors.items()}
         self._versions = {name: tensor._version for name, tensor in self._counted.items()}
+
+    def swap(self, names: Sequence[str]) -> None:
+        """The two sets have exchanged what they hold under these names."""
+        for name in names:
+            other = name + _SECOND
+            self._sums[name], self._sums[other] = self._sums[other], self._sums[name]
+            self._versions |= {one: self._tensors[one]._version for one in (name, other)}
 
     def edited(self) -> list[str]:
         """What torch has counted an edit of."""

@@ -14,6 +14,9 @@ from .record import Gate, Problem
 class Given:
     """Two sets of inputs that timed calls take turns with, and the reference of each.
 
+    The second set is the first with its sign changed, so that they can be exchanged where they lie (:meth:`swap`): an
+    answer kept by an input's id, address, shape or contents at that place is then the wrong one.
+
     Raises what building them raises. Without ``roomy`` the second set shares the largest tensor of the first.
     """
 
@@ -23,6 +26,30 @@ class Given:
         self.turns = [first, inputs.another(first, share_largest=not roomy)]
         self.expected = [expectation.expect(one, max_pairs=max_pairs) for one in self.turns]
         self._prints = audit.Fingerprints(self.turns)
+        self._swapped = False
+
+    def swap(self) -> None:
+        """Exchange the two sets' contents in place, all but a tensor that they share; their references with them.
+
+        Raises
+        ------
+        WrongResult
+            Something given was edited before.
+        """
+        import torch
+
+        self.require(whole=False)
+        first, second = (turn.tensors for turn in self.turns)
+        own = [name for name in first if first[name] is not second[name]]
+        if not own:
+            return
+        with torch.no_grad():
+            for name in own:
+                first[name].neg_()
+                second[name].neg_()
+        self.expected.reverse()
+        self._prints.swap(own)
+        self._swapped = not self._swapped
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -92,6 +119,9 @@ class Given:
 
         fresh = inputs.build(self._problem, self._source)
         again = inputs.another(fresh)
+        if self._swapped:
+            self.expected.reverse()
+            self._swapped = False
         with torch.no_grad():
             for kept, new in zip(self.turns, (fresh, again), strict=True):
                 drawn = new.tensors | new.fixed | new.cotangents

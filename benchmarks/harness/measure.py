@@ -66,6 +66,7 @@ class Group:
         self.problem, self.source, self.options = problem, source, options
         self._ceilings, self._emit, self._note = ceilings, emit, note
         self._given: Given | None = None
+        self._block: set[str] = set()  # who has run in the block of now
 
     def run(self, backends: tuple[str, ...]) -> None:
         """Bring every backend to one terminal status."""
@@ -219,6 +220,8 @@ class Group:
 
     def _time(self, ready: list[Arm]) -> tuple[Interleaved | None, int | None]:
         """Interleave what passed the gate; an arm that fails now is out, and the others start again."""
+        given = self._given
+        assert given is not None
         while ready:
             calls: dict[str, Callable[[], object]] = {arm.name: arm.case for arm in ready}
             share_ms = 1e3 * self.options.budget_s / len(ready)
@@ -227,10 +230,11 @@ class Group:
             calls |= {arm.name + AA: arm.case for arm in {id(arm): arm for arm in (*again, fastest)}.values()}
             by_name = {name: arm for arm in ready for name in (arm.name, arm.name + AA)}
             running = ready[0].name
+            self._block.clear()
 
             def about_to_run(name: str) -> None:
                 nonlocal running
-                self._require()  # of the one that ran before, calibration included
+                self._between(name)  # of the one that ran before, calibration included
                 running = name.removesuffix(AA)
                 self._note(running, "timing")
                 for arm in ready:
@@ -252,7 +256,7 @@ class Group:
                     on_run=about_to_run,
                     on_sample=sampled,
                 )
-                self._require()
+                given.require(whole=False)
                 return timed, order_seed
             except Exception as e:
                 status, reason = verdict_on(e)
@@ -265,9 +269,14 @@ class Group:
                 ready[:] = [arm for arm in ready if arm.name not in (guilty or [running])]
         return None, None
 
-    def _require(self) -> None:
+    def _between(self, name: str) -> None:
+        """All that was given is as it was; a block, where a name comes again, begins with the input sets exchanged."""
         assert self._given is not None
         self._given.require(whole=False)
+        if name in self._block:
+            self._given.swap()
+            self._block.clear()
+        self._block.add(name)
 
     def _guilty(self, ready: list[Arm]) -> list[str]:
         assert self._given is not None

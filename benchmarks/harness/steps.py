@@ -113,7 +113,9 @@ class Steps(Group):
         """Milliseconds per call, once; what it made is compared, whole if this is the ``last`` sample."""
         self._note(backend, "timing")
         arm = self._arms[backend]
+        assert self._given is not None
         with self._guard(backend):
+            self._given.swap()
             if backend in self._warm:
                 arm.case()
             arm.case.release()
