@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
-limit_s=${LIMIT_S:-420}
+limit_s=${LIMIT_S:-1500}
 
 version() { PYTHONPATH="${1:-}" "$python" -c 'import triton; print(triton.__version__)'; }
 
