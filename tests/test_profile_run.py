@@ -242,7 +242,7 @@ def test_bench_with_a_gpu_measures_both_devices_and_leaves_time_for_the_page(mon
     result = CliRunner().invoke(app, ["bench", "--out", str(tmp_path), "--budget-s", "285"])
     assert result.exit_code == 0, result.output
     done = [(kind, device) for kind, device, *_ in world.steps]
-    assert done[:3] == [("gate", "cuda"), ("sweep", "cuda"), ("profile", "cuda")]
+    assert done[:3] == [("sweep", "cuda"), ("profile", "cuda"), ("sweep", "cuda")]
     assert done[-2:] == [("gate", "cpu"), ("sweep", "cpu")]
     profiled = next(step for step in world.steps if step[0] == "profile")
     assert profiled[2] == pytest.approx(min(pipeline.PROFILE_S, pipeline.PROFILE_SHARE * 285))
@@ -260,8 +260,8 @@ def test_the_gpu_run_reaches_its_profiles_whatever_the_sweep_takes(monkeypatch, 
     world = World(monkeypatch, tmp_path)
     result = CliRunner().invoke(app, ["gpu", "--out", str(tmp_path), "--budget-s", str(budget_s)])
     assert result.exit_code == 0, result.output
-    assert [step[0] for step in world.steps[:3]] == ["gate", "sweep", "profile"]
-    assert world.steps[2][2] == pytest.approx(min(pipeline.PROFILE_S, pipeline.PROFILE_SHARE * budget_s))
+    assert [step[0] for step in world.steps[:2]] == ["sweep", "profile"]
+    assert world.steps[1][2] == pytest.approx(min(pipeline.PROFILE_S, pipeline.PROFILE_SHARE * budget_s))
     assert world.now <= 1000 + budget_s
     assert "No time is left" in result.output, "the later stages say so"
 
