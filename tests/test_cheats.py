@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,12 @@ WHILE_TIMED = {
 }
 
 
+@pytest.mark.parametrize("budget_s", [0.0, 60.0], ids=["fewest blocks", "all blocks"])
 @pytest.mark.parametrize("cheat", WHILE_TIMED)
-def test_what_is_timed_is_what_is_checked(cheat: str, tmp_path: Path) -> None:
-    expect_caught(outcomes(planted(tmp_path, WHILE_TIMED[cheat])), "while timed")
+def test_what_is_timed_is_what_is_checked(cheat: str, budget_s: float, tmp_path: Path) -> None:
+    """Whether the machine has time for three blocks of one call each or for six of two."""
+    options = replace(OPTIONS, budget_s=budget_s)
+    expect_caught(outcomes(planted(tmp_path, WHILE_TIMED[cheat]), options=options), "while timed")
 
 
 def test_an_answer_cached_by_the_id_of_an_input_is_wrong(tmp_path: Path) -> None:

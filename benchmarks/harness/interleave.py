@@ -51,6 +51,7 @@ def interleave(
     floor_blocks: int = 3,
     target_half_width: float | None = None,
     seed: int = 0,
+    on_block: Callable[[int], None] | None = None,
     on_run: Callable[[str], None] | None = None,
     on_sample: Callable[[str, bool], None] | None = None,
 ) -> Interleaved:
@@ -65,9 +66,9 @@ def interleave(
     share leaves after as many blocks as do fit, and the others go on without it. Every arm runs
     ``floor_blocks`` times, whatever that takes: a budget too short for this is overrun by it.
 
-    ``on_run(arm)`` is called before each run and ``on_sample(arm, closing)`` right after each sample, both outside
-    the timed region; ``closing`` marks an arm's last sample. An exception passes through; the name last given to
-    ``on_run`` is its author.
+    ``on_block(number)`` is called before each block, ``on_run(arm)`` before each run and ``on_sample(arm, closing)``
+    right after each sample, all outside the timed region; ``closing`` marks an arm's last sample. An exception passes
+    through; the name last given to ``on_run`` is its author.
     """
     if not arms:
         raise ValueError("arms: expected at least one, got none")
@@ -95,6 +96,8 @@ def interleave(
             block = left.copy()
             shuffle(block)
             order.append(block)
+            if on_block is not None:
+                on_block(len(order))
             for name in block:
                 announce(name)
                 before = clock.now()

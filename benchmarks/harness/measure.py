@@ -66,7 +66,6 @@ class Group:
         self.problem, self.source, self.options = problem, source, options
         self._ceilings, self._emit, self._note = ceilings, emit, note
         self._given: Given | None = None
-        self._block: set[str] = set()  # who has run in the block of now
 
     def run(self, backends: tuple[str, ...]) -> None:
         """Bring every backend to one terminal status."""
@@ -230,11 +229,10 @@ class Group:
             calls |= {arm.name + AA: arm.case for arm in {id(arm): arm for arm in (*again, fastest)}.values()}
             by_name = {name: arm for arm in ready for name in (arm.name, arm.name + AA)}
             running = ready[0].name
-            self._block.clear()
 
             def about_to_run(name: str) -> None:
                 nonlocal running
-                self._between(name)  # of the one that ran before, calibration included
+                given.require(whole=False)  # of the one that ran before, calibration included
                 running = name.removesuffix(AA)
                 self._note(running, "timing")
                 for arm in ready:
@@ -253,6 +251,7 @@ class Group:
                     min_blocks=self.options.min_blocks,
                     max_blocks=self.options.max_blocks,
                     seed=order_seed,
+                    on_block=self._exchange,
                     on_run=about_to_run,
                     on_sample=sampled,
                 )
@@ -269,14 +268,12 @@ class Group:
                 ready[:] = [arm for arm in ready if arm.name not in (guilty or [running])]
         return None, None
 
-    def _between(self, name: str) -> None:
-        """All that was given is as it was; a block, where a name comes again, begins with the input sets exchanged."""
+    def _exchange(self, block: int) -> None:
+        """Before the third block, and before about half of the later ones, the input sets are exchanged: never in step
+        with the calls that take turns among them."""
         assert self._given is not None
-        self._given.require(whole=False)
-        if name in self._block:
+        if block == 3 or (block > 3 and secrets.randbits(1)):
             self._given.swap()
-            self._block.clear()
-        self._block.add(name)
 
     def _guilty(self, ready: list[Arm]) -> list[str]:
         assert self._given is not None
