@@ -179,6 +179,17 @@ def test_who_edits_what_all_share_is_named_and_nobody_else(edit: str, when: str,
     expect_caught(outcomes(planted(tmp_path, body)), "it changed what it was given")
 
 
+def test_what_two_sets_share_is_put_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room for a second p, both sets hold the first's."""
+    monkeypatch.setattr(Group, "_room_for_another", lambda self, wanted: False)
+    body = """
+        out = right(self, Q, K, V, p, idx, valid)
+        p.data.mul_(2.0)
+        return out
+        """
+    expect_caught(outcomes(planted(tmp_path, body)), "it changed what it was given")
+
+
 def test_who_edited_unseen_is_found_by_running_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all bits are too many to look at after every sample, the change may show while another runs."""
     monkeypatch.setattr(audit, "CHEAP_BYTES", 0)

@@ -21,7 +21,7 @@ class Given:
     """
 
     def __init__(self, problem: Problem, source: str | None, max_pairs: int, *, roomy: bool) -> None:
-        self._problem, self._source = problem, source
+        self._problem, self._source, self._roomy = problem, source, roomy
         first = inputs.build(problem, source)
         self.turns = [first, inputs.another(first, share_largest=not roomy)]
         self.expected = [expectation.expect(one, max_pairs=max_pairs) for one in self.turns]
@@ -118,7 +118,7 @@ class Given:
         import torch
 
         fresh = inputs.build(self._problem, self._source)
-        again = inputs.another(fresh)
+        again = inputs.another(fresh, share_largest=not self._roomy)
         if self._swapped:
             self.expected.reverse()
             self._swapped = False
