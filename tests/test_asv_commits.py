@@ -151,7 +151,8 @@ def repository(tmp_path: Path) -> tuple[Path, str]:
         (folder / package).mkdir(parents=True)
         (folder / package / "__init__.py").write_text(f"# {package}\n")
     (folder / "variants" / "_registry.py").write_text("# ours\n")
-    (folder / "variants" / "_cpu_fused.cpp").write_text("// compiled where it runs\n")
+    (folder / "variants" / "cpu").mkdir()
+    (folder / "variants" / "cpu" / "fused.cpp").write_text("// compiled where it runs\n")
     planted_repo.git(folder, "init", "--quiet", "--initial-branch=main")
     return folder, planted_repo.commit(folder, "Begin", day=0)
 
@@ -175,7 +176,7 @@ def test_the_commits_own_wheel_is_told_from_a_working_tree(
     _installed(tree, monkeypatch, tree, commit, environment)
     assert "expected the commit's own wheel in asv's environment" in (asv_measure.foreign_code() or "")
     _installed(site, monkeypatch, tree, commit, environment)
-    for source in ("variants/__init__.py", "variants/_cpu_fused.cpp"):
+    for source in ("variants/__init__.py", "variants/cpu/fused.cpp"):
         kept = (site / source).read_text()
         (site / source).write_text("// another commit's\n")
         assert f"expected the sources of commit {commit}" in (asv_measure.foreign_code() or ""), source
@@ -217,17 +218,26 @@ def _inspected(code: Path) -> dict[str, Any]:
 
 
 def test_kernels_of_a_commit_without_an_inspector_are_unsupported(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code / "variants" / "_triton_inspect.py").unlink()
+    (code / "variants" / "triton" / "inspect.py").unlink()
     found = _inspected(code)
     assert found["status"] == "unsupported"
-    assert "_triton_inspect" in found["reason"]
+    assert "variants.triton.inspect" in found["reason"]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert kernels.inspect("forward", 90, "bfloat16")["status"] == "unsupported"
 
 
+def test_a_commit_older_than_the_present_layout_is_inspected_by_its_own_inspector(code: Path) -> None:
+    shutil.rmtree(code / "variants" / "triton")
+    (code / "variants" / "_triton_inspect.py").write_text(
+        "class Found:\n    def summary(self):\n        return {'spills': 7}\n\n\n"
+        "def inspect_shipped(kernel, *, arch, dtype):\n    return Found()\n"
+    )
+    assert _inspected(code)["summary"] == {"spills": 7}
+
+
 def test_what_a_commit_lacks_does_not_come_from_an_editable_install(code: Path, monkeypatch, tmp_path: Path) -> None:
     """setuptools' finder hands out the children of a package that it maps, whoever imported the package."""
-    (code / "variants" / "_triton_inspect.py").unlink()
+    (code / "variants" / "triton" / "inspect.py").unlink()
     site = tmp_path / "site"
     site.mkdir()
     (site / "planted_finder.py").write_text(
@@ -240,7 +250,7 @@ def test_what_a_commit_lacks_does_not_come_from_an_editable_install(code: Path, 
     )
     (site / "sitecustomize.py").write_text("import planted_finder\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
-    assert "_triton_inspect" in _inspected(code)["reason"]
+    assert "variants.triton.inspect" in _inspected(code)["reason"]
 
 
 def test_a_commit_that_makes_a_kernel_spill_is_worse_to_asv_without_a_gpu(code: Path) -> None:
@@ -248,7 +258,7 @@ def test_a_commit_that_makes_a_kernel_spill_is_worse_to_asv_without_a_gpu(code: 
     compare = pytest.importorskip("asv.commands.compare", reason="asv is an optional extra")
     before = _inspected(code)["summary"]["spills"]
     _append(
-        code / "variants" / "_triton_config.py",
+        code / "variants" / "triton" / "config.py",
         "\n_as_it_was = forward_config\n\n\ndef forward_config(*sizes):\n"
         "    from dataclasses import replace\n\n    return replace(_as_it_was(*sizes), max_registers=64)\n",
     )

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 
 from pallatom.architecture.atom_transformers import build_sparse_pairs
 from tests.variant_cases import CASES
-from variants import NotABand, UnsupportedError, _band, band_plan
-from variants._batches import batches
-from variants._tiles import tiles
+from variants import NotABand, UnsupportedError, band_plan
+from variants.band.batches import batches
+from variants.band.plan import _band_plan
+from variants.band.tiles import tiles
 
 
 def _index(counts: list[int], window: int, cut: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,7 +212,7 @@ def test_edits_that_torch_does_not_count_are_seen() -> None:
 def test_planning_takes_little_memory() -> None:
     """What is kept to compare with is as large as index and mask; the plan itself takes less on its way."""
     idx, mask = build_sparse_pairs(torch.arange(14 * 1200) // 14, 32)
-    assert 0 < _peak(lambda: _band._band_plan.__wrapped__(idx, mask)) < 0.6 * idx.nbytes
+    assert 0 < _peak(lambda: _band_plan.__wrapped__(idx, mask)) < 0.6 * idx.nbytes
     assert _peak(lambda: band_plan(idx, mask)) < 1.1 * (idx.nbytes + mask.nbytes)
 
 

@@ -93,6 +93,23 @@ def test_variants_import_neither_the_bench_nor_one_another() -> None:
         assert _offences([file], others) == []
 
 
+DECLARATIONS = ("variants._backend", "variants._registry", "variants._require")
+MACHINERY = {"band": (), "cpu": ("variants.band",), "triton": ("variants.band",), "libraries": ()}
+"""Each package of ``variants``, and which others it may import."""
+
+
+def test_the_machinery_of_variants_is_in_packages_with_known_arrows() -> None:
+    folders = {f.parent.name for f in (ROOT / "variants").glob("*/__init__.py")}
+    assert folders == set(MACHINERY)
+    for name, others in MACHINERY.items():
+        files = _files(f"variants/{name}")
+        allowed = (f"variants.{name}", *others, *DECLARATIONS)
+        assert [o for o in _offences(files, ("variants",), allowed) if not o.endswith(" imports variants")] == []
+        first = ast.parse((ROOT / "variants" / name / "__init__.py").read_text())
+        assert "May import" in (ast.get_docstring(first) or "")
+        assert len(first.body) == 1, "a door, not a room"
+
+
 def test_optional_libraries_are_imported_where_they_are_used() -> None:
     """Loading a backend's file imports nothing that may be missing; its private machinery may, once it is asked for."""
     allowed = {*sys.stdlib_module_names, "torch", "jaxtyping", "pallatom", "variants"}

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 from benchmarks.commands.inspect import ARCHITECTURES, Job
-from variants._triton_inspect import KERNELS, SIZES
+from variants.triton.inspect import KERNELS, SIZES
 
 FOLDER = Path(__file__).resolve().parents[1] / "reports" / "2026-11-27-kernels"
 BY = ("kernel", "arch", "dtype", "size", "config")

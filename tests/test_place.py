@@ -40,7 +40,7 @@ def test_a_new_file_beside_the_ruler_is_of_it(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_tuned_file_is_the_one_that_the_kernels_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = pytest.importorskip("variants._triton_tuned")
+    tuned = pytest.importorskip("variants.triton.tuned")
     monkeypatch.delenv(tuned.AUTOTUNE, raising=False)
     monkeypatch.delenv(tuned.TUNED_FILE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -14,7 +14,7 @@ import torch
 import variants
 from tests.seam import floor_of, seam
 from variants._backend import Shape, UnsupportedError
-from variants._triton_config import Sizes, backward_config, forward_config
+from variants.triton.config import Sizes, backward_config, forward_config
 
 ROOT = Path(__file__).parents[1]
 USUAL = Sizes(torch.bfloat16, torch.bfloat16, 4, 32, 16)
@@ -80,7 +80,7 @@ def test_the_lowest_score_has_an_exact_product_with_every_scale() -> None:
 
     Where the second one is rounded, a row of dead slots has exp2 of 1e22: NaN, at head dims 16 and 64 with -1e30.
     """
-    common = pytest.importorskip("variants._triton_common")
+    common = pytest.importorskip("variants.triton.common")
     lowest = np.float32(common.LOWEST.value)
     scales = [np.float32(np.float32(d**-0.5) * np.float32(common.LOG2_E.value)) for d in range(1, 257)]
     assert all(float(lowest * scale) == float(lowest) * float(scale) for scale in scales)

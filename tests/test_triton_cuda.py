@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 import variants
 from tests.seam import Seam, scattered, seam
 from tests.variant_cases import CASES, PARAMETERS, answer, errors, problem, reference
-from variants import UnsupportedError, _triton_tune, _triton_tuned, triton_fused
+from variants import UnsupportedError, triton_fused
 from variants._op import attention_reference
-from variants._triton_config import Config, Sizes, backward_config
-from variants._triton_tuned import Kernel
+from variants.triton import tune, tuned
+from variants.triton.config import Config, Sizes, backward_config
+from variants.triton.tuned import Kernel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -325,23 +326,23 @@ def test_tuning_at_first_use(monkeypatch, tmp_path) -> None:
     """Timed on this GPU, kept in the cache folder, used from then on, and logged apart."""
     kernels = {d: Kernel(d, "band", Sizes(torch.bfloat16, torch.bfloat16, *USUAL), _arch()) for d in DIRECTIONS}
     pool = {d: (k.shipped(), Config(16, 16, 8, 1)) for d, k in kernels.items()}
-    monkeypatch.setattr(_triton_tune, "candidates", lambda kernel: pool[kernel.direction])
+    monkeypatch.setattr(tune, "candidates", lambda kernel: pool[kernel.direction])
     for name, empty in (("_tunings", []), ("_tried", set()), ("_best_here", {})):
-        monkeypatch.setattr(_triton_tune, name, empty)
+        monkeypatch.setattr(tune, name, empty)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(_triton_tuned.TUNED_FILE, raising=False)
-    monkeypatch.setenv(_triton_tuned.AUTOTUNE, "1")
-    _triton_tuned.forget()
+    monkeypatch.delenv(tuned.TUNED_FILE, raising=False)
+    monkeypatch.setenv(tuned.AUTOTUNE, "1")
+    tuned.forget()
     made = on_gpu(seam(203, 61, heads=4, head_dim=32, channels=16), torch.bfloat16)
     hold(worst(made), torch.bfloat16)
-    assert [t.kernel for t in _triton_tune.tunings()] == list(kernels.values())
-    for done in _triton_tune.tunings():
+    assert [t.kernel for t in tune.tunings()] == list(kernels.values())
+    for done in tune.tunings():
         assert all(t.reason is None and t.ms is not None and t.ms > 0 for t in done.trials), done
-        assert _triton_tuned.config_for(done.kernel) == done.best
-    assert _triton_tune.tuning_ms() > 0
+        assert tuned.config_for(done.kernel) == done.best
+    assert tune.tuning_ms() > 0
     hold(worst(made), torch.bfloat16)
-    assert len(_triton_tune.tunings()) == 2
-    _triton_tuned.forget()
+    assert len(tune.tunings()) == 2
+    tuned.forget()
 
 
 def _arch() -> int:

@@ -14,9 +14,9 @@ pytest.importorskip("triton")
 
 from benchmarks.commands import app
 from benchmarks.commands import inspect as command
-from variants import _triton_inspect
-from variants._triton_config import Config
-from variants._triton_inspect import KERNELS, Inspection, _loops, _shortest_way, inspect_shipped, parse
+from variants.triton import inspect as inspection
+from variants.triton.config import Config
+from variants.triton.inspect import KERNELS, Inspection, _loops, _shortest_way, inspect_shipped, parse
 
 # warp instructions per pair at H 4, D 32, C 16 in bf16 on sm_90, where the design sets a bound
 CEILING = {"forward": 4.5, "backward": 16.0}
@@ -107,8 +107,8 @@ def test_single_precision_has_a_size_that_does_not_spill(kernel: str, arch: int,
 def test_a_worse_default_turns_the_check_red(kernel: str, planted: dict[str, int], fault: str, monkeypatch) -> None:
     """It is the shipped defaults that are looked at: plant another there, and see."""
     name = f"{kernel}_config"
-    choose = getattr(_triton_inspect, name)
-    monkeypatch.setattr(_triton_inspect, name, lambda sizes, arch: replace(choose(sizes, arch), **planted))
+    choose = getattr(inspection, name)
+    monkeypatch.setattr(inspection, name, lambda sizes, arch: replace(choose(sizes, arch), **planted))
     found = faults(inspect_shipped(**KERNELS[kernel]), CEILING[kernel])
     assert any(fault in text for text in found), found
 
@@ -142,7 +142,7 @@ def test_what_was_compiled_is_kept_and_not_compiled_again(tmp_path: Path, monkey
     assert invoke("--arch", "90", "--out", str(out)).exit_code == 0
     assert len(compiled) == 5
 
-    monkeypatch.setattr(_triton_inspect, "forward_config", lambda sizes, arch: Config(16, 16, 8, 1))
+    monkeypatch.setattr(inspection, "forward_config", lambda sizes, arch: Config(16, 16, 8, 1))
     failing = True
     assert invoke("--arch", "90", "--out", str(out)).exit_code == 0  # what is kept compiled before
     assert compiled[5:] == [("forward", 90)]
@@ -190,8 +190,8 @@ def test_many_kernels_are_shown_by_their_ranges_and_those_at_fault_one_by_one(mo
 def test_a_program_too_large_for_a_multiprocessor_is_a_fault() -> None:
     sound = Inspection("k", 80, 4, 256, 128, 0, 166_000, 1, {"HMMA.1": 3, "LDG.E.128": 1}, ({"FMUL": 640},))
     assert faults(sound) == []
-    assert faults(replace(sound, ctas_per_sm=_triton_inspect._ctas_per_sm(80, 128, 180_224, 4))) != []
-    assert _triton_inspect._ctas_per_sm(80, 128, 166_000, 4) == 1
+    assert faults(replace(sound, ctas_per_sm=inspection._ctas_per_sm(80, 128, 180_224, 4))) != []
+    assert inspection._ctas_per_sm(80, 128, 166_000, 4) == 1
 
 
 LOOP = """

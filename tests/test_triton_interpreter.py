@@ -17,14 +17,16 @@ from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from tests.seam import band, scattered, seam
 from tests.seam import errors as seam_errors
 from tests.variant_cases import CASES, answer, errors, problem, reference
-from variants import _triton_bench, _triton_config, _triton_tune, triton_fused
+from variants import triton_fused
 from variants._backend import UnsupportedError
-from variants._band import band_plan
 from variants._op import attention_reference
-from variants._triton_bench import GpuBench
-from variants._triton_config import Config, Sizes, backward_config, gather_config
-from variants._triton_launch import backward, in_order, queries_of
-from variants._triton_tuned import Kernel
+from variants.band.plan import band_plan
+from variants.triton import bench, tune
+from variants.triton import config as tiles
+from variants.triton.bench import GpuBench
+from variants.triton.config import Config, Sizes, backward_config, gather_config
+from variants.triton.launch import backward, in_order, queries_of
+from variants.triton.tuned import Kernel
 
 pytestmark = pytest.mark.interpreted
 
@@ -210,7 +212,7 @@ def test_sizes_that_ship_split(index: Any, size: tuple[int, int, int]) -> None:
 
 def test_the_pass_over_pairs_crosses_programs_and_ends_anywhere(monkeypatch) -> None:
     """Several programs, the last one not full, and dW the sum of their parts: as one kernel has it."""
-    for module in (_triton_config, triton_fused.launch):
+    for module in (tiles, triton_fused.launch):
         monkeypatch.setattr(module, "PAIRS_A_PROGRAM", 256)
     made = seam(37, 12, heads=6, channels=8, head_dim=16)
     q, k, v, p = (x.nan_to_num().half() for x in made.inputs)
@@ -392,10 +394,10 @@ def test_tuning_runs_every_kernel_on_inputs_of_its_own(direction, mode, monkeypa
     torch.use_deterministic_algorithms(False)
     kernel = Kernel(direction, mode, Sizes(torch.float32, torch.float32, 2, 16, 8), 90)
     other = Config(1, 16, 16, 1) if mode == "gather" else Config(32, 16, 16, 1)
-    monkeypatch.setattr(_triton_tune, "candidates", lambda kernel: (kernel.shipped(), other))
-    monkeypatch.setattr(_triton_tune, "_tunings", [])
-    monkeypatch.setattr(_triton_bench, "_WINDOW", 4)
-    done = _triton_tune.tune_kernel(kernel, Untimed(kernel, "cpu", 23))
+    monkeypatch.setattr(tune, "candidates", lambda kernel: (kernel.shipped(), other))
+    monkeypatch.setattr(tune, "_tunings", [])
+    monkeypatch.setattr(bench, "_WINDOW", 4)
+    done = tune.tune_kernel(kernel, Untimed(kernel, "cpu", 23))
     assert [t.reason for t in done.trials] == [None, None]
     assert done.best == other
 

@@ -12,9 +12,9 @@ from torch._subclasses import FakeTensorMode
 import variants
 from tests.seam import scattered, seam
 from variants import UnsupportedError, triton_fused
-from variants import _triton_launch as launch
-from variants._band import band_plan
-from variants._triton_config import Sizes, shared_bytes
+from variants.band.plan import band_plan
+from variants.triton import launch as launch
+from variants.triton.config import Sizes, shared_bytes
 
 INT_AXIS, LAST_AXES = 2**31 - 1, 65_535
 """The most programs on a grid's first axis, and on its others."""

@@ -27,10 +27,10 @@ from benchmarks.harness import sweep as harness
 from benchmarks.harness.host import Host
 from benchmarks.harness.options import Options
 from tests.seam import seam
-from variants import _triton_tune as tuning
-from variants import _triton_tuned as file
-from variants._triton_config import Config, Sizes
-from variants._triton_tuned import Kernel, TunedFileError
+from variants.triton import tune as tuning
+from variants.triton import tuned as file
+from variants.triton.config import Config, Sizes
+from variants.triton.tuned import Kernel, TunedFileError
 
 ROOT = Path(__file__).parents[1]
 USUAL = Sizes(torch.bfloat16, torch.bfloat16, 4, 32, 16)
@@ -202,13 +202,13 @@ def test_an_entry_of_other_kernels_is_not_used_and_that_is_said(changed: str, tm
 
 def test_the_hash_is_of_the_kernels_source(tmp_path: Path, monkeypatch) -> None:
     for name in ("common", "forward", "backward", "gather"):
-        (tmp_path / f"_triton_{name}.py").write_text(name)
-    monkeypatch.setattr(file, "__file__", str(tmp_path / "_triton_tuned.py"))
+        (tmp_path / f"{name}.py").write_text(name)
+    monkeypatch.setattr(file, "__file__", str(tmp_path / "tuned.py"))
     made = file.toolchain.__wrapped__
     before = {part: made(part) for part in ("forward", "backward", "gather")}
-    (tmp_path / "_triton_backward.py").write_text("backward, mended")
+    (tmp_path / "backward.py").write_text("backward, mended")
     assert {part for part in before if made(part) != before[part]} == {"backward"}
-    (tmp_path / "_triton_common.py").write_text("common, mended")
+    (tmp_path / "common.py").write_text("common, mended")
     assert {part for part in before if made(part) != before[part]} == set(before)
 
 
@@ -345,14 +345,14 @@ from benchmarks.harness import sweep as harness
 from benchmarks.harness.host import Host
 from benchmarks.harness.options import Options
 from tests.seam import seam
-from variants import _triton_tune, _triton_forward, triton_fused
+from variants.triton import forward
 made = seam(19, 12, heads=2, head_dim=16, channels=8)
 launched = []
-launch = _triton_forward.forward_band
+launch = forward.forward_band
 class Spy:
     def __getitem__(self, grid):
         return lambda *a, **k: (launched.append((k["BM"], k["BN"])), launch[grid](*a, **k))
-_triton_forward.forward_band = Spy()
+forward.forward_band = Spy()
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     variants.convert(made.block, "triton_fused")._attend(*made.inputs, made.neighbor_idx, made.valid_mask)

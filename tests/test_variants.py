@@ -9,7 +9,7 @@ import variants
 from tests.variant_cases import CASES, PARAMETERS, answer, errors, problem, reference
 from variants import banded
 from variants._backend import UnsupportedError
-from variants._batches import batches
+from variants.band.batches import batches
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

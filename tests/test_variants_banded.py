@@ -12,8 +12,8 @@ from tests.band_problems import answers, plain, problems, window
 from tests.variant_cases import errors
 from variants import banded
 from variants._backend import Shape
-from variants._batches import batches
-from variants._tiles import tiles
+from variants.band.batches import batches
+from variants.band.tiles import tiles
 
 BOTH = pytest.mark.parametrize("name", ["banded", *([] if variants.why_unavailable("cpu_fused") else ["cpu_fused"])])
 

@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from tests.seam import errors, seam
 from variants import convert, why_unavailable
 from variants import gather_compiled as backend
-from variants._compiled import compiled
+from variants.libraries.torch_compile import compiled
 
 pytestmark = pytest.mark.skipif(bool(why_unavailable("gather_compiled")), reason="nothing to compile with")
 

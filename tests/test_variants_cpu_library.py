@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import variants
-from variants import _cpu_library as library
+from variants.cpu import library
 
 pytestmark = pytest.mark.skipif(bool(variants.why_unavailable("cpu_fused")), reason="nothing to compile with")
 ROOT = Path(__file__).parents[1]
@@ -211,7 +211,7 @@ def test_our_own_error_is_raised_and_nothing_is_left_behind(monkeypatch: pytest.
 def test_a_private_folder_goes_with_its_process(tmp_path: Path) -> None:
     code = (
         "import warnings; warnings.simplefilter('ignore')\n"
-        "from variants import _cpu_library as library\n"
+        "from variants.cpu import library\n"
         "folder = library._cache_folder(); print(folder); (folder / 'x').write_text('')"
     )
     environment = os.environ | {"XDG_CACHE_HOME": os.devnull, "TMPDIR": str(tmp_path)}

@@ -121,7 +121,7 @@ def test_a_library_that_does_not_load_is_a_reason_and_our_own_bug_is_not(pretend
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "unloadable_lib.py").write_text("raise OSError('libfancy.so.12: cannot open shared object file')\n")
     (tmp_path / "half_there.py").write_text("import missing_dependency\n")
-    (tmp_path / "ours_broken.py").write_text("from variants._band import no_such_function\n")
+    (tmp_path / "ours_broken.py").write_text("from variants.band.plan import no_such_function\n")
     pretend("fancy", requires=("unloadable_lib", "half_there"))
     unloadable, half = variants.why_unavailable("fancy")
     assert "libfancy.so.12" in unloadable

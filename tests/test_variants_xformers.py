@@ -12,8 +12,6 @@ from torch import Tensor
 from tests.seam import band, errors, scattered, seam
 from variants import (
     UnsupportedError,
-    _packing,
-    _xformers,
     band_plan,
     convert,
     sdpa_tiles,
@@ -21,9 +19,10 @@ from variants import (
     xformers_fmha,
 )
 from variants import xformers_blocksparse as blocksparse
-from variants._packing import ROWS, packed_bias, packing
+from variants.band.packing import ROWS, packed_bias, packing, size_reasons
+from variants.libraries import xformers
 
-needs_xformers = pytest.mark.skipif(bool(_xformers.library_reasons()), reason="; ".join(_xformers.library_reasons()))
+needs_xformers = pytest.mark.skipif(bool(xformers.library_reasons()), reason="; ".join(xformers.library_reasons()))
 
 CASES = {
     "band": {"n": 150, "k": 50},
@@ -157,11 +156,11 @@ def test_an_extension_that_does_not_load_is_named_with_the_loaders_own_words(mon
             raise _cpp_lib.xFormersInvalidLibException(None) from e
     except _cpp_lib.xFormersInvalidLibException as e:
         monkeypatch.setattr(_cpp_lib, "_cpp_library_load_exception", e)
-    (reason,) = _xformers.extension_reasons()
+    (reason,) = xformers.extension_reasons()
     assert "libcudart.so.12: cannot open" in reason
     assert "nvidia-cuda-runtime-cu12" in reason
     monkeypatch.setattr(_cpp_lib, "_cpp_library_load_exception", None)
-    assert _xformers.extension_reasons() == []
+    assert xformers.extension_reasons() == []
 
 
 def test_another_release_or_none_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,12 +169,12 @@ def test_another_release_or_none_is_a_reason(monkeypatch: pytest.MonkeyPatch) ->
 
     for version, words in ((lambda _: "9.9", "9.9 was found"), (absent, "not installed")):
         monkeypatch.setattr(importlib.metadata, "version", version)
-        (reason,) = _xformers.library_reasons.__wrapped__()
+        (reason,) = xformers.library_reasons.__wrapped__()
         assert words in reason
 
 
 def test_pairs_beyond_what_layer_norm_addresses_are_refused() -> None:
     large = SimpleNamespace(is_cuda=True, numel=lambda: 6_944_000_000)
-    assert "6944000000" in " ".join(_packing.size_reasons(large))  # type: ignore[arg-type]
-    assert not _packing.size_reasons(SimpleNamespace(is_cuda=True, numel=lambda: 2**32))  # type: ignore[arg-type]
-    assert not _packing.size_reasons(torch.zeros(2, 2))
+    assert "6944000000" in " ".join(size_reasons(large))  # type: ignore[arg-type]
+    assert not size_reasons(SimpleNamespace(is_cuda=True, numel=lambda: 2**32))  # type: ignore[arg-type]
+    assert not size_reasons(torch.zeros(2, 2))

@@ -12,7 +12,7 @@ from ._backend import Backend, Cost, Shape, UnsupportedError
 from ._registry import convert, load, names, path, why_unavailable
 
 if TYPE_CHECKING:
-    from ._band import BandPlan, NotABand, band_plan
+    from .band.plan import BandPlan, NotABand, band_plan
 
 __all__ = [
     "Backend",
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import what needs torch (the band plan) when it is first asked for."""
     if name in ("BandPlan", "NotABand", "band_plan"):
-        from . import _band
+        from .band import plan
 
-        return getattr(_band, name)
+        return getattr(plan, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
 """Query tiles against their contiguous key span: no gather, no N·K intermediate.
 
 Idea: in a band, the neighbours of T query rows lie in one slice of S ≈ K + T atoms, so a tile's scores are one small
-GEMM per head. Its pair bias is LayerNorm and projection folded into GEMMs over the tile of p (``_pair_bias``), copied
-from slot to span coordinates (``_tiles``). The backward pass recomputes each tile: nothing of size N·K but dp is ever
-stored, and no atomics are needed.
+GEMM per head. Its pair bias is LayerNorm and projection folded into GEMMs over the tile of p (``band.pair_bias``),
+copied from slot to span coordinates (``band.tiles``). The backward pass recomputes each tile: nothing of size N·K but
+dp is ever stored, and no atomics are needed.
 
 Cost: the operation's FLOPs times S / K for the two products; p is read once forward and once backward; all else stays
 in cache. Peak above the inputs: outputs, per-head copies of Q, K, V, and one tile of scratch.
@@ -21,11 +21,11 @@ from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape
-from ._band import BandPlan, band_path, band_plan
-from ._batches import Batch, batches
-from ._pair_bias import PairBias, Pairs
 from ._require import pair_weights, require
-from ._tiles import Tile, tiles
+from .band.batches import Batch, batches
+from .band.pair_bias import PairBias, Pairs
+from .band.plan import BandPlan, band_path, band_plan
+from .band.tiles import Tile, tiles
 
 _FILL = -1e30  # the score of a dead slot: exp gives exactly 0 beside any live one, and no NaN in a dead row
 _TILE_PAIRS = 32_768  # what stays in cache, and up to which one number per pair is worth one thread only

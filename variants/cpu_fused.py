@@ -7,7 +7,7 @@ takes a stretch of rows. FlashAttention's recomputation (Dao et al., arXiv:2205.
 are made anew from the saved log-sum-exp; p is read once, dp written once, dK and dV summed per thread, then over
 threads, so that there are no atomics and the same call gives the same bits.
 
-The kernels (``_cpu_*.h``) are written in the compilers' portable vector extensions and compiled for the processor at
+The kernels (``cpu/*.h``) are written in the compilers' portable vector extensions and compiled for the processor at
 first use, some seconds once per machine. Arithmetic is float32. p that is not contiguous is copied first.
 
 Cost: the operation's FLOPs times S / K for the products over a span of S = K + 24 + a vector; bytes as any
@@ -26,11 +26,11 @@ from torch.autograd.function import once_differentiable
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape
-from ._band import BandPlan, band_path, band_plan
-from ._cpu_library import Call, library, library_reasons
 from ._require import pair_weights, require
+from .band.plan import BandPlan, band_path, band_plan
+from .cpu.library import Call, library, library_reasons
 
-_TILE = 24  # query rows of a tile, as in _cpu_tiles.h
+_TILE = 24  # query rows of a tile, as in cpu/tiles.h
 _LANES = 16
 
 

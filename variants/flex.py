@@ -29,9 +29,9 @@ from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
-from ._band import BandPlan, band_plan
-from ._compiled import compiled, compiler_reasons, nan_where_squares_overflow
 from ._require import require
+from .band.plan import BandPlan, band_plan
+from .libraries.torch_compile import compiled, compiler_reasons, nan_where_squares_overflow
 
 _TILE = 128  # atoms per side of a score block: what FlexAttention's own kernel configurations divide
 _CPU_ROWS = 16  # of which the CPU kernel is given whole multiples

@@ -21,8 +21,8 @@ from pallatom.architecture._validate import check_live_indices
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
-from ._compiled import compiled, compiler_reasons, nan_where_squares_overflow
 from ._require import backward_hook_reasons, require
+from .libraries.torch_compile import compiled, compiler_reasons, nan_where_squares_overflow
 
 
 def _plain(

@@ -17,8 +17,8 @@ from torch import Tensor
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, UnsupportedError
-from ._packing import attend_packed, cost, path
 from ._require import require
+from .band.packing import attend_packed, cost, path
 
 _MAX_TILES = 65_535  # of a CUDA grid's third axis
 

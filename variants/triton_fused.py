@@ -31,12 +31,12 @@ takes 75 % of the limit that p's bytes set; the backward 35 %, bound by shared m
 six times between its products, two programs to a multiprocessor.
 
 *Index*: a band in order runs as above, masks read only where the band has holes; any other table runs through gather
-kernels (``_triton_gather``), bound by the cache that K and V rows come from. There it is dK and dV that are shared, by
+kernels (``triton.gather``), bound by the cache that K and V rows come from. There it is dK and dV that are shared, by
 fp32 atomics; under ``torch.use_deterministic_algorithms`` the table is inverted (4 bytes a slot) and a second kernel
 walks over the slots of each key in their order. So in either mode two runs then agree to the bit in every gradient.
 A band whose tiles do not fit a multiprocessor's shared memory (fp32 from H D = 512 on) takes the gather kernels too.
 
-*Tiles*: shipped defaults by dtype, sizes and architecture (``_triton_config``); tuned ones come from the file that
+*Tiles*: shipped defaults by dtype, sizes and architecture (``triton.config``); tuned ones come from the file that
 ``PALLATOM_TRITON_TUNED`` names. ``python -m benchmarks tune`` adds to it; ``PALLATOM_TRITON_AUTOTUNE=1`` at first use.
 
 On a CPU the kernels run in Triton's interpreter only: for tests.
@@ -52,13 +52,13 @@ from torch import Tensor
 from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
-from . import _triton_launch as launch
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
-from ._band import BandPlan, NotABand, band_plan
 from ._require import pair_weights, require
-from ._triton_config import PAIRS_A_PROGRAM, Sizes, backward_config
-from ._triton_tune import tuning_ms
-from ._triton_tuned import Direction
+from .band.plan import BandPlan, NotABand, band_plan
+from .triton import launch
+from .triton.config import PAIRS_A_PROGRAM, Sizes, backward_config
+from .triton.tune import tuning_ms
+from .triton.tuned import Direction
 
 MAX_HEADS, MAX_HEAD_DIM, MAX_CHANNELS = 16, 64, 64
 _WHO = "TritonFusedBlock"

@@ -28,7 +28,7 @@ from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._require import require
-from ._xformers import library_reasons
+from .libraries.xformers import library_reasons
 
 _SIDE = 32  # atoms per side of a block; the library takes 16 or more
 _FILL = -1e9  # the score of a dead cell

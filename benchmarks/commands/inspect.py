@@ -48,8 +48,8 @@ class Job:
 
     def labels(self) -> dict[str, Any]:
         """What it is, and what it is made of and by: equal where compiling again would give the same."""
-        from variants._triton_inspect import KERNELS, shipped, sizes_of
-        from variants._triton_tuned import toolchain
+        from variants.triton.inspect import KERNELS, shipped, sizes_of
+        from variants.triton.tuned import toolchain
 
         kernel = KERNELS[self.kernel]
         gather, sizes = bool(kernel.get("gather")), sizes_of(self.dtype, self.dtype, *self.size)
@@ -102,7 +102,7 @@ def inspect(
         raise opt.BadAxis(f"--dtype: expected {', '.join(known)}, got {odd[0]}")
     if out is not None:
         opt.out_path(out)
-    from variants._triton_inspect import KERNELS, SIZES
+    from variants.triton.inspect import KERNELS, SIZES
 
     asked = [
         Job(kernel, int(a), d, size)
@@ -168,7 +168,7 @@ def _read(out: Path) -> Iterator[dict[str, Any]]:
 
 
 def _inspected(job: Job) -> dict[str, Any]:
-    from variants._triton_inspect import KERNELS, inspect_shipped
+    from variants.triton.inspect import KERNELS, inspect_shipped
 
     heads, head_dim, channels = job.size
     try:

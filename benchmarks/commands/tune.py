@@ -15,9 +15,9 @@ from . import console as show
 from . import options as opt
 
 if TYPE_CHECKING:
-    from variants._triton_config import Config
-    from variants._triton_tune import Trial, Tuning
-    from variants._triton_tuned import Kernel
+    from variants.triton.config import Config
+    from variants.triton.tune import Trial, Tuning
+    from variants.triton.tuned import Kernel
 
 DTYPES = ("float32", "bfloat16", "float16")
 DIRECTIONS = ("forward", "backward")
@@ -79,8 +79,8 @@ def _kernels(
 ) -> Iterator[Kernel]:
     import torch
 
-    from variants._triton_config import Sizes
-    from variants._triton_tuned import Kernel
+    from variants.triton.config import Sizes
+    from variants.triton.tuned import Kernel
 
     for name in dtypes:
         sizes = Sizes(getattr(torch, name), getattr(torch, name), heads, head_dim, c_pair)
@@ -90,8 +90,8 @@ def _kernels(
 
 
 def _timed(kernels: list[Kernel], write: Path | None) -> Iterator[dict[str, Any]]:
-    from variants import _triton_tune as tuning
-    from variants import _triton_tuned as file
+    from variants.triton import tune as tuning
+    from variants.triton import tuned as file
 
     named = os.environ.get(file.TUNED_FILE)
     if write is not None:
@@ -122,7 +122,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 def _dry(kernels: list[Kernel]) -> Iterator[dict[str, Any]]:
     """What tuning would time, and what it would skip because it spills or does not compile."""
-    from variants._triton_tune import candidates, machine_code
+    from variants.triton.tune import candidates, machine_code
 
     for kernel in kernels:
         trials = []

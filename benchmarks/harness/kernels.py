@@ -5,6 +5,7 @@ A commit that makes a kernel spill or lose occupancy is seen on a machine withou
 
 from __future__ import annotations
 
+import importlib
 import os
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .record import MalformedRecord, Provenance, Status, scan_lines
+
+_INSPECTORS = ("variants.triton.inspect", "variants._triton_inspect")  # the measured commit may be an older one
 
 
 class KernelRecord(BaseModel):
@@ -64,10 +67,10 @@ def inspect(kernel: str, arch: int, dtype: str) -> dict[str, Any]:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return _out("unsupported", "TRITON_INTERPRET=1 is set: compiling needs a process without the interpreter")
     try:
-        from variants._triton_inspect import inspect_shipped
+        inspect_shipped = _inspector().inspect_shipped
     except ModuleNotFoundError as e:
         return _out("unsupported", f"module: {e.name} is required to compile kernels offline, it was not found")
-    except ImportError as e:
+    except (ImportError, AttributeError) as e:
         return _out("unsupported", f"this code has no offline inspection of its kernels: {e}")
     try:
         return {"status": "ok", "summary": inspect_shipped(kernel, arch=arch, dtype=dtype).summary()}
@@ -75,6 +78,23 @@ def inspect(kernel: str, arch: int, dtype: str) -> dict[str, Any]:
         return _out("unsupported", f"module: {e.name} is required to compile kernels offline, it was not found")
     except Exception as e:
         return _out("crashed", f"{type(e).__name__}: {e}".splitlines()[0], traceback.format_exc())
+
+
+def _inspector() -> Any:
+    """The measured code's inspection of its kernels, wherever that commit has it: the present name, then older ones.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Naming the present module, if there is none; or a foreign module that it imports.
+    """
+    for name in _INSPECTORS:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            if e.name is None or not f"{name}.".startswith(f"{e.name}."):
+                raise
+    raise ModuleNotFoundError(f"No module named {_INSPECTORS[0]!r}", name=_INSPECTORS[0])
 
 
 def _out(status: str, reason: str, error: str | None = None) -> dict[str, Any]:

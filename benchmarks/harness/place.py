@@ -23,7 +23,7 @@ NOT_RECORDED = "not recorded"  # by records that are older than the field
 FILES = "files"  # the entry of a record's environment for hashes of the user's own files: backend, structure
 _HARNESS = Path(__file__).parent
 _NO_RULER = {".md", ".pyc"}
-# The documented names and place of variants._triton_tuned, which a process that measures older code need not have.
+# The documented names and place of variants.triton.tuned, which a process that measures older code need not have.
 _TUNED_FILE, _AUTOTUNE = "PALLATOM_TRITON_TUNED", "PALLATOM_TRITON_AUTOTUNE"
 
 

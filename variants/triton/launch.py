@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pallatom.architecture._remember import remembered
 
-from ._backend import UnsupportedError
-from ._band import BandPlan
-from ._triton_config import PAIRS_A_PROGRAM, Config, Sizes, gather_config, pairs_config, pow2, shared_bytes
-from ._triton_tune import choose
-from ._triton_tuned import Direction
+from .._backend import UnsupportedError
+from ..band.plan import BandPlan
+from .config import PAIRS_A_PROGRAM, Config, Sizes, gather_config, pairs_config, pow2, shared_bytes
+from .tune import choose
+from .tuned import Direction
 
 Made = TypeVar("Made")
 
@@ -172,7 +172,7 @@ _ROWS = 16  # per program of the kernels that go over rows
 
 def _kernels(part: str) -> Any:
     """A module of kernels, imported when first launched: triton is optional."""
-    return importlib.import_module(f"._triton_{part}", __package__)
+    return importlib.import_module(f".{part}", __package__)
 
 
 _too_large: set[tuple[Direction, bool, Sizes, int]] = set()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_common import (
+from .common import (
     LOG2_E,
     LOWEST,
     get_rounded,

@@ -1,5 +1,5 @@
-// The C interface of the fused kernels; compiled by _cpu_library.py at first use.
-#include "_cpu_backward.h"
+// The C interface of the fused kernels; compiled by library.py at first use.
+#include "backward.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -1,7 +1,7 @@
 // O = softmax(Q·Kᵀ/√D + bias(p))·V over a band, tile by tile.
 #pragma once
 
-#include "_cpu_pairs.h"
+#include "pairs.h"
 
 constexpr float LOG2_E = 1.44269504f;  // all scores are in units of log 2
 

@@ -1,7 +1,7 @@
 // One call, its query tiles, and the small matrix products over them.
 #pragma once
 
-#include "_cpu_vector.h"
+#include "vector.h"
 
 constexpr index_t TILE = 24;  // query rows of a tile: a multiple of both row blocks below
 #if defined(__AVX512F__)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pallatom.architecture._remember import remembered
 from pallatom.architecture._validate import refuse_out_of_range
 
-from ._backend import UnsupportedError
+from .._backend import UnsupportedError
 
 _CHECK_ELEMENTS = 1 << 20  # slots looked at per step, so that checking needs little memory
 

@@ -1,7 +1,7 @@
 // LayerNorm and projection of pairs, LANES slots of a row at a time.
 #pragma once
 
-#include "_cpu_tiles.h"
+#include "tiles.h"
 
 static inline float widen(uint16_t x) {
   uint32_t bits = (uint32_t)x << 16;

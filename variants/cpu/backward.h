@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "_cpu_forward.h"
+#include "forward.h"
 
 constexpr float LN_2 = 0.693147181f;
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _triton_launch as launch
-from ._band import band_plan
-from ._triton_config import Config
-from ._triton_tune import machine_code
-from ._triton_tuned import Kernel
+from ..band.plan import band_plan
+from . import launch
+from .config import Config
+from .tune import machine_code
+from .tuned import Kernel
 
 _ATOMS, _PER_RESIDUE, _WINDOW = 16_384, 14, 32
 _MOST_BYTES = 1 << 30  # of p

@@ -16,8 +16,8 @@ from torch import Tensor
 from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
-from ._backend import Cost, Mode, Shape, UnsupportedError
-from ._band import BandPlan, band_plan
+from .._backend import Cost, Mode, Shape, UnsupportedError
+from .plan import BandPlan, band_plan
 
 # An H200 with torch 2.11 gave wrong outputs for p of 6.9e9 elements and right ones for 1.8e9. torch's LayerNorm on CUDA
 # is reported to overflow at 2**32 elements (RosettaCommons/foundry, pull request 254), which fits.

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ._triton_config import SPLITS, Config, Sizes, backward_config, forward_config, gather_config
+from .config import SPLITS, Config, Sizes, backward_config, forward_config, gather_config
 
 TUNED_FILE, AUTOTUNE = "PALLATOM_TRITON_TUNED", "PALLATOM_TRITON_AUTOTUNE"
 FORMAT = 2
@@ -69,11 +69,11 @@ class Kernel:
 
 @functools.cache
 def toolchain(part: str) -> str:
-    """``triton <version> | kernels <hash>`` of the kernels in ``_triton_<part>.py``."""
+    """``triton <version> | kernels <hash>`` of the kernels in ``<part>.py``."""
     import triton
 
     here = Path(__file__).parent
-    sources = [here / f"_triton_{name}.py" for name in ("common", part)]
+    sources = [here / f"{name}.py" for name in ("common", part)]
     digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in sources)).hexdigest()
     return f"triton {triton.__version__} | kernels {digest[:16]}"
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._batches import Batch
-from ._tiles import Tile
+from .batches import Batch
+from .tiles import Tile
 
 _CANCELLATION = 64.0  # E[x²] / Var beyond which a tile is centred first: the variance then loses at most 6 bits
 

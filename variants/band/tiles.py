@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._band import BandPlan
+from .plan import BandPlan
 
 
 class Run(NamedTuple):

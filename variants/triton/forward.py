@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_common import FAR, LOG2_E, LOWEST, dot, pair_bias, put_rounded, row_lse, split_weight, within
+from .common import FAR, LOG2_E, LOWEST, dot, pair_bias, put_rounded, row_lse, split_weight, within
 
 
 @triton.jit(do_not_specialize=["N", "SLOTS", "mask_per_item"])

@@ -2,7 +2,7 @@
 
 On request only: ``tune`` (``python -m benchmarks tune``), or where ``PALLATOM_TRITON_AUTOTUNE=1`` at a kernel's first
 use. It runs on inputs of its own, a band of atom14 residues in a window of 32, so that neither the sizes nor the
-numbers of a caller decide, and keeps the result in the file of ``_triton_tuned``. What it took is logged apart
+numbers of a caller decide, and keeps the result in the file of :mod:`~.tuned`. What it took is logged apart
 (``tunings``, ``tuning_ms``): no part of the time of what asked for it.
 """
 
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ._triton_config import SPLITS, Config, Sizes
-from ._triton_tuned import (
+from .config import SPLITS, Config, Sizes
+from .tuned import (
     AUTOTUNE,
     TUNED_FILE,
     Direction,
@@ -37,7 +37,7 @@ from ._triton_tuned import (
 )
 
 if TYPE_CHECKING:
-    from ._triton_inspect import Inspection
+    from .inspect import Inspection
 
 LEAD = 0.02
 """What a candidate must be faster by to displace the shipped default: more than one timing differs from the next."""
@@ -200,7 +200,7 @@ def tune(kernels: Iterable[Kernel], path: Path, *, bench: Callable[[Kernel], Ben
 
 def machine_code(kernel: Kernel, config: Config) -> Inspection:
     """What the compiler makes of the kernel with this configuration; needs no GPU."""
-    from ._triton_inspect import inspect_shipped
+    from .inspect import inspect_shipped
 
     sizes = kernel.sizes
     return inspect_shipped(
@@ -218,7 +218,7 @@ def machine_code(kernel: Kernel, config: Config) -> Inspection:
 
 
 def gpu_bench(kernel: Kernel) -> Bench:
-    from ._triton_bench import GpuBench
+    from .bench import GpuBench
 
     return GpuBench(kernel)
 

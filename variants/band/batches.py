@@ -1,4 +1,4 @@
-"""Many query tiles at once: the geometry of ``_tiles`` for devices where a launch costs more than a copy.
+"""Many query tiles at once: the geometry of :mod:`~.tiles` for devices where a launch costs more than a copy.
 
 A batch is ``count`` tiles of T rows each. Every tile has the same span S, from its own first atom on, so that one
 batched GEMM does all of them: scores are ``[H·count, T, S]``. Slots move to columns by an index, not by strided copies.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._band import BandPlan
+from .plan import BandPlan
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-_SOURCE = _FOLDER / "_cpu_fused.cpp"
+_SOURCE = _FOLDER / "fused.cpp"
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _COMPILERS = ("g++", "clang++")
 _UNFINISHED = "unfinished-"  # folders in which a library is being made
@@ -39,7 +39,7 @@ _POINTERS = (
 
 
 class Call(ctypes.Structure):
-    """``struct Call`` of ``_cpu_tiles.h``: what one call reads and writes."""
+    """``struct Call`` of ``tiles.h``: what one call reads and writes."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
@@ -180,7 +180,7 @@ def _account(command: list[str]) -> str:
 
 def _made_of() -> str:
     """A hash of sources, flags and the processor that ``-march=native`` stands for."""
-    files = (_SOURCE, *sorted(_FOLDER.glob("_cpu_*.h")))
+    files = (_SOURCE, *sorted(_FOLDER.glob("*.h")))
     return _digest(" ".join(_FLAGS).encode(), _processor(), *(file.read_bytes() for file in files))
 
 

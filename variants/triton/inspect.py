@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._triton_config import Config, Sizes, backward_config, forward_config, gather_config, pairs_config
+from .config import Config, Sizes, backward_config, forward_config, gather_config, pairs_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,10 +182,10 @@ def shipped(direction: str, sizes: Sizes, arch: int, *, gather: bool = False) ->
 
 def _band(direction: str, sizes: Sizes, config: Config, deterministic: bool) -> tuple[Any, dict[str, Any]]:
     if direction == "forward":
-        from ._triton_forward import forward_band
+        from .forward import forward_band
 
         return forward_band, sizes.padded() | config.forward_constants()
-    from ._triton_backward import backward_band, backward_pairs
+    from .backward import backward_band, backward_pairs
 
     if direction == "pairs":
         padded = {name: sizes.padded()[name] for name in ("H", "C", "HP", "CP")}
@@ -194,7 +194,7 @@ def _band(direction: str, sizes: Sizes, config: Config, deterministic: bool) -> 
 
 
 def _gather(direction: str, sizes: Sizes, config: Config, deterministic: bool) -> tuple[Any, dict[str, Any]]:
-    from . import _triton_gather as kernels
+    from . import gather as kernels
 
     if direction == "backward":
         constants = sizes.padded() | config.gather_backward_constants()
