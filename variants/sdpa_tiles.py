@@ -4,7 +4,7 @@ Idea: the same tiles, the same bias, one call of ``scaled_dot_product_attention`
 kernel is allowed: xformers' CUTLASS operator is that very kernel, so what differs is what xformers puts around it. On
 the CPU PyTorch chooses: its flash kernel forward, and plain products where the bias needs a gradient.
 
-Cost model: that of the tiles (see :mod:`variants._packing`). On the CPU the backward keeps the scores of all tiles.
+Cost model: that of the tiles (see :mod:`variants.band.packing`). On the CPU the backward keeps the scores of all tiles.
 """
 
 from __future__ import annotations

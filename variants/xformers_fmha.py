@@ -6,9 +6,9 @@ Memory (arXiv:2112.05682); Lefaudeux et al., xFormers (2022). The operator is th
 the only one on NVIDIA that returns a gradient of the bias. In this release it is PyTorch's own CUTLASS kernel behind
 xformers' checks; ``sdpa_tiles`` runs the same tiles through PyTorch's entry to it.
 
-Cost model: that of the tiles (see :mod:`variants._packing`): p through LayerNorm and projection, the bias packed, K and
-V copied once for each tile that sees them. The kernel itself keeps no scores in memory; its backward writes a gradient
-of the packed bias.
+Cost model: that of the tiles (see :mod:`variants.band.packing`): p through LayerNorm and projection, the bias packed,
+K and V copied once for each tile that sees them. The kernel itself keeps no scores in memory; its backward writes a
+gradient of the packed bias.
 """
 
 from __future__ import annotations
