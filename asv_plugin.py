@@ -34,8 +34,8 @@ from asv.console import log
 from asv.machine import Machine, MachineCollection
 from asv.plugins.virtualenv import Virtualenv
 
-from benchmarks import asv_grid
-from benchmarks.asv_metrics import SHOWN_ONLY
+from benchmarks.asv import grid as asv_grid
+from benchmarks.asv.metrics import SHOWN_ONLY
 
 GPU_KEYS = ("gpu", "driver", "gpu_max_sm_mhz", "gpu_max_memory_mhz", "gpu_memory")
 _GPU_QUERY = "name,driver_version,clocks.max.sm,clocks.max.memory,memory.total"

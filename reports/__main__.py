@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.harness.shown import shown
-from reports import asv_results, history, page, profiles, readme
-from reports.build import Report, build
-from reports.load import Collection, InputError, load
+from benchmarks.harness.schema.shown import shown
+from reports.find import history
 from reports.marks import plain
+from reports.page import page, readme
+from reports.page.build import Report, build
+from reports.read import asv_results
+from reports.read.load import Collection, InputError, load
+from reports.tables import profiles
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 ERROR_EXIT = 2

@@ -1,8 +1,9 @@
 """Sentences with marks, and how each way out shows them.
 
 A mark is a pair of control characters around what is bold or the name of a backend or commit. Text of records holds no
-control characters once it is read (:func:`reports.load.cleaned`), so nothing in a record can be taken for a mark, and
-each way out escapes what is special to it in one place: :func:`as_markdown`, and :func:`reports.page.mark_up` for HTML.
+control characters once it is read (:func:`reports.read.load.cleaned`), so nothing in a record can be taken for a mark,
+and each way out escapes what is special to it in one place: :func:`as_markdown`, and :func:`reports.page.page.mark_up`
+for HTML.
 """
 
 from __future__ import annotations

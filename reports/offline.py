@@ -26,7 +26,7 @@ from pathlib import Path
 from asv.console import log
 from asv.publishing import OutputPublisher
 
-SHIM = Path(__file__).parent / "templates" / "asv_offline.js"
+SHIM = Path(__file__).parent / "page" / "templates" / "asv_offline.js"
 LIBRARIES = "libraries"  # the folder beside index.html
 EXTERNAL = re.compile(r'<(?P<tag>script|link)\b[^>]*?\b(?:src|href)="(?P<url>https?://[^"]+)"[^>]*>')
 NPM_SECONDS, DOWNLOAD_SECONDS = 180, 20

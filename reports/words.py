@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from benchmarks.harness.record import Problem
-from benchmarks.harness.statistics import Ratio
+from benchmarks.harness.ruler.statistics import Ratio
+from benchmarks.harness.schema.problem import Problem
 
 DASH = "–"
 
@@ -77,3 +77,13 @@ def sizes(p: Problem) -> str:
     name = "" if p.workload == "synthetic" else f"{p.workload}, "
     style = " (32 × 128 blocks)" if p.window_style == "blocks" else ""
     return f"{name}N = {p.n_atom:,}, W = {p.window}{style}, K = {p.n_neighbor:,}"
+
+
+def in_unit(value: float, unit: str) -> str:
+    """A value of a metric with its unit."""
+    if unit == "seconds":
+        return time(1e3 * value) if value else "0 s"
+    known = {"ms": time, "bytes": size, "%": of_hundred}
+    if unit in known:
+        return known[unit](value) if value else f"0 {unit}"
+    return number(value)

@@ -1,4 +1,4 @@
-"""Make ``benchmarks/harness/data/residues.json``: heavy atoms of amino acid residues, from the CCD.
+"""Make ``benchmarks/harness/workload/data/residues.json``: heavy atoms of amino acid residues, from the CCD.
 
 Source: the Chemical Component Dictionary of the wwPDB as the installed biotite ships it. For each
 residue: names, elements and ideal coordinates (Å) of its heavy atoms, in the order N, CA, C, O, then
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OUTPUT = Path(__file__).parents[1] / "benchmarks" / "harness" / "data" / "residues.json"
+OUTPUT = Path(__file__).parents[1] / "benchmarks" / "harness" / "workload" / "data" / "residues.json"
 # fmt: off
 STANDARD = (
     "ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE",

@@ -23,7 +23,7 @@ from asv.machine import Machine
 from asv.results import Results
 from asv.runner import BenchmarkResult
 
-from benchmarks.asv_metrics import STATUS_CODES
+from benchmarks.asv.metrics import STATUS_CODES
 
 BACKENDS: tuple[str, ...] = (
     "gather", "gather_compiled", "dense", "banded", "flex", "triton_fused", "xformers_blocksparse", "xformers_fmha",

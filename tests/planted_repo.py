@@ -175,7 +175,7 @@ def count_work(folder: Path) -> None:
 
     The rest of it is as it is. What takes longer by this clock does more work, the same whoever else is busy.
     """
-    _append(folder / "benchmarks" / "harness" / "clock.py", _COUNTED)
+    _append(folder / "benchmarks" / "harness" / "ruler" / "clock.py", _COUNTED)
 
 
 def commit(folder: Path, message: str, *, day: int) -> str:
@@ -210,5 +210,6 @@ def _copy(name: str, folder: Path) -> None:
 
 
 def _append(path: Path, text: str) -> None:
+    assert path.is_file(), path
     with open(path, "a", encoding="utf-8") as f:
         f.write(text)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.harness.record import Gate, Limit, Memory, Problem, Provenance, Record, Timing, Trial
+from benchmarks.harness.schema.problem import Problem
+from benchmarks.harness.schema.record import Gate, Limit, Memory, Provenance, Record, Timing, Trial
 
 ATOMS_PER_RESIDUE = {"backbone": 4, "heavy": 8, "atom14": 14}
 ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}

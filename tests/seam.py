@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.harness.cost import Work, floor
-from benchmarks.harness.record import Mode, Problem
+from benchmarks.harness.levels.cost import Work, floor
+from benchmarks.harness.schema.problem import Mode, Problem
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from variants import Shape, convert
 from variants._op import attention_reference

@@ -16,10 +16,23 @@ from typer.testing import CliRunner
 from benchmarks.commands import app, check
 from benchmarks.commands import options as opt
 from benchmarks.commands import sweep as command_line
-from benchmarks.harness import again, arms, cases, workloads
-from benchmarks.harness import sweep as harness
-from benchmarks.harness.options import Options
-from benchmarks.harness.record import Record, append
+from benchmarks.harness.levels import arms
+from benchmarks.harness.schema.problem import (
+    ATOM_SETS,
+    DTYPES,
+    INDEX_BACKEND,
+    LARGEST,
+    LEVELS,
+    MODES,
+    OWN_INDEX,
+    WIDTHS,
+    WINDOW_STYLES,
+)
+from benchmarks.harness.schema.record import Record, append
+from benchmarks.harness.sweep import again
+from benchmarks.harness.sweep import sweep as harness
+from benchmarks.harness.worker.options import Options
+from benchmarks.harness.workload import problems, workloads
 from tests import records_factory as made
 
 STRUCTURE = "it's my $HOME, `mine`; (1).fasta"
@@ -30,7 +43,7 @@ OPTIONS = harness.as_asked(Options())
 class Asked(Exception):
     """What a command would have measured."""
 
-    def __init__(self, groups: list[cases.Group], settings: harness.Settings, host: harness.Host) -> None:
+    def __init__(self, groups: list[problems.Group], settings: harness.Settings, host: harness.Host) -> None:
         super().__init__("measured")
         self.groups, self.settings, self.threads = groups, settings, host.threads
 
@@ -64,22 +77,22 @@ def asked_by(words: list[str]) -> Asked:
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> cases.Axes:
-    level = draw(st.sampled_from(cases.LEVELS))
-    own_index = level in (*cases.OWN_INDEX, "index")
+def any_axes(draw: st.DrawFn) -> problems.Axes:
+    level = draw(st.sampled_from(LEVELS))
+    own_index = level in (*OWN_INDEX, "index")
     heads = draw(st.sampled_from([1, 2, 4, 8]))
     source = draw(st.sampled_from([None, None, "ubiquitin", STRUCTURE]))
     number = st.integers(1, 9)
-    return cases.Axes(
+    return problems.Axes(
         level=level,
-        mode=draw(st.sampled_from(cases.MODES)),
+        mode=draw(st.sampled_from(MODES)),
         device=draw(st.sampled_from(["cpu", "cuda"])),
-        dtype=draw(st.sampled_from(cases.DTYPES)),
+        dtype=draw(st.sampled_from(DTYPES)),
         workload=source,
         n_atom=draw(st.integers(1, 300)) if source is None else None,
-        atoms=draw(st.sampled_from(cases.ATOM_SETS)),
+        atoms=draw(st.sampled_from(ATOM_SETS)),
         window=draw(st.integers(1, 80)),
-        window_style="residues" if own_index else draw(st.sampled_from(cases.WINDOW_STYLES)),
+        window_style="residues" if own_index else draw(st.sampled_from(WINDOW_STYLES)),
         k_cap=None if own_index else draw(st.none() | st.integers(1, 300)),
         heads=heads,
         batch=draw(number),
@@ -88,23 +101,23 @@ def problems(draw: st.DrawFn) -> cases.Axes:
         c_atompair=draw(number),
         c_token=draw(number),
         c_pair=draw(number),
-        seed=draw(st.integers(0, cases.LARGEST)),
+        seed=draw(st.integers(0, LARGEST)),
     )
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    axes=problems(), backend=st.sampled_from(["banded", "gather", BACKEND]), threads=st.none() | st.integers(1, 64),
+    axes=any_axes(), backend=st.sampled_from(["banded", "gather", BACKEND]), threads=st.none() | st.integers(1, 64),
     budget_s=st.sampled_from([0.1, 2.0, 10.0, 12.5]), speed=st.booleans(), oversized=st.booleans(),
     pairs=st.integers(1, 1 << 40),
 )  # fmt: skip
 def test_the_command_of_a_record_asks_for_the_same_cell(
-    folder: Path, axes: cases.Axes, backend: str, threads: int | None, budget_s: float, speed: bool, oversized: bool,
+    folder: Path, axes: problems.Axes, backend: str, threads: int | None, budget_s: float, speed: bool, oversized: bool,
     pairs: int,
 ) -> None:  # fmt: skip
-    problem, _ = cases.resolve(axes)
+    problem, _ = problems.resolve(axes)
     asked = Options(budget_s=budget_s, speed=speed, gate_pairs=pairs, try_oversized=oversized and speed)
-    spec = cases.INDEX_BACKEND if problem.level == "index" else backend
+    spec = INDEX_BACKEND if problem.level == "index" else backend
     text = again.command(problem, str(folder / spec), harness.as_asked(asked), threads)
     words = shlex.split(text)
     assert words[:3] == ["python", "-m", "benchmarks"]
@@ -118,11 +131,11 @@ def test_the_command_of_a_record_asks_for_the_same_cell(
     assert found.settings.options.gate_pairs == pairs
     assert not speed or harness.as_asked(found.settings.options) == harness.as_asked(asked)
     assert not speed or (found.settings.fresh and found.settings.out == Path(again.OUT))
-    assert cases.resolve(again.recall(problem))[0] == problem
+    assert problems.resolve(again.recall(problem))[0] == problem
 
 
-def record_of(axes: cases.Axes, backend: str = "banded", **where: Any) -> Record:
-    problem, _ = cases.resolve(axes)
+def record_of(axes: problems.Axes, backend: str = "banded", **where: Any) -> Record:
+    problem, _ = problems.resolve(axes)
     cell = made.cell(made.CPU, "banded", problem, group="g", **where)
     return cell.model_copy(update={"backend": backend})
 
@@ -130,7 +143,7 @@ def record_of(axes: cases.Axes, backend: str = "banded", **where: Any) -> Record
 @pytest.mark.parametrize("source", [None, "ubiquitin", STRUCTURE])
 @pytest.mark.parametrize("backend", ["banded", arms.name_of(BACKEND)])
 def test_a_key_and_its_file_are_enough(folder: Path, source: str | None, backend: str) -> None:
-    axes = cases.Axes(workload=source, n_atom=None if source else 77, window=9, k_cap=5, seed=3, c_token=8)
+    axes = problems.Axes(workload=source, n_atom=None if source else 77, window=9, k_cap=5, seed=3, c_token=8)
     options = harness.as_asked(Options(budget_s=3.5, gate_pairs=99))
     kept = record_of(axes, backend, options=options, environment={"threads": 3})
     path = folder / f"odd @ name {source is None}.jsonl"
@@ -149,7 +162,7 @@ def test_a_key_and_its_file_are_enough(folder: Path, source: str | None, backend
 
 
 def test_a_record_from_before_there_were_options_is_measured_as_is_usual(folder: Path) -> None:
-    kept = record_of(cases.Axes(n_atom=50), environment={})
+    kept = record_of(problems.Axes(n_atom=50), environment={})
     append(folder / "old.jsonl", [kept])
     found = asked_by(["sweep", "--again", f"{kept.key}@old.jsonl"])
     assert found.threads is None
@@ -157,11 +170,11 @@ def test_a_record_from_before_there_were_options_is_measured_as_is_usual(folder:
 
 
 def test_files_of_the_users_own_are_found_where_they_are_said_to_be(folder: Path, tmp_path: Path) -> None:
-    kept = record_of(cases.Axes(workload=STRUCTURE), arms.name_of(BACKEND))
+    kept = record_of(problems.Axes(workload=STRUCTURE), arms.name_of(BACKEND))
     append(tmp_path / "r.jsonl", [kept])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        cases.workload_of.cache_clear()  # of files by their names: a process stays in one folder else
+        problems.workload_of.cache_clear()  # of files by their names: a process stays in one folder else
         call = ["sweep", "--again", f"{kept.key}@r.jsonl"]
         missing = CliRunner().invoke(app, call)
         assert missing.exit_code == 2
@@ -188,9 +201,9 @@ def test_files_of_the_users_own_are_found_where_they_are_said_to_be(folder: Path
     ],
 )
 def test_what_leads_back_to_no_cell_is_one_line(folder: Path, words: list[str], names: list[str]) -> None:
-    kept = record_of(cases.Axes(n_atom=64))
+    kept = record_of(problems.Axes(n_atom=64))
     moved = kept.model_copy(update={"problem": kept.problem.model_copy(update={"live_pairs": 1})})
-    odd = record_of(cases.Axes(n_atom=64), options={"budget_s": "long"})
+    odd = record_of(problems.Axes(n_atom=64), options={"budget_s": "long"})
     for name, record in (("one", kept), ("moved", moved), ("odd", odd)):
         (folder / f"{name}.jsonl").unlink(missing_ok=True)
         append(folder / f"{name}.jsonl", [record])
@@ -213,9 +226,9 @@ def test_a_file_whose_name_is_no_text_is_refused(folder: Path) -> None:
 
 def test_every_named_protein_is_reached_by_its_name() -> None:
     for name in workloads.names()[:2]:
-        problem, _ = cases.resolve(cases.Axes(workload=name, atoms="backbone", window=4))
+        problem, _ = problems.resolve(problems.Axes(workload=name, atoms="backbone", window=4))
         assert f"--workload {name}" in again.command(problem, "gather", OPTIONS)
-    assert set(cases.WIDTHS) < set(asdict(cases.Axes()))
+    assert set(WIDTHS) < set(asdict(problems.Axes()))
 
 
 def test_numbers_that_no_problem_can_have_are_named(folder: Path) -> None:

@@ -14,13 +14,15 @@ from typing import Any, get_args
 import pytest
 
 import variants
-from benchmarks import asv_grid, asv_metrics
-from benchmarks.asv_metrics import KERNEL_METRICS, METRICS, STATUS_CODES
-from benchmarks.asv_suite import Suite
-from benchmarks.block import Attention
-from benchmarks.harness import device, kernels, record
-from benchmarks.harness.kernels import KernelRecord
-from benchmarks.harness.record import Record
+from benchmarks.asv import grid as asv_grid
+from benchmarks.asv import metrics as asv_metrics
+from benchmarks.asv.metrics import KERNEL_METRICS, METRICS, STATUS_CODES
+from benchmarks.asv.suite import Suite
+from benchmarks.harness.ruler import device
+from benchmarks.harness.schema import kernels, record
+from benchmarks.harness.schema.kernels import KernelRecord
+from benchmarks.harness.schema.record import Record
+from benchmarks.suites.block import Attention
 from tests import records_factory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +66,8 @@ def test_the_default_subset_holds_what_it_held(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_cell_of_the_grid_is_a_problem_that_the_harness_takes() -> None:
-    from benchmarks.asv_measure import planned
-    from benchmarks.asv_trace import cell_of
+    from benchmarks.asv.measure import planned
+    from benchmarks.asv.trace import cell_of
 
     small = [(level, cell) for level in LEVELS for cell in asv_grid.cells(level) if cell[2] <= 2048]
     groups, cells = planned(small)
@@ -238,7 +240,7 @@ print(json.dumps(sorted({m.split(".")[0] for m in sys.modules} & {"pallatom", "v
 def discovered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The benchmarks as asv finds them: by its own importer, in a process where torch cannot be imported."""
     folder = tmp_path_factory.mktemp("discovery")
-    command = [sys.executable, "-P", "-c", DISCOVER, str(ROOT / "benchmarks"), str(folder / "found.json")]
+    command = [sys.executable, "-P", "-c", DISCOVER, str(ROOT / "benchmarks" / "suites"), str(folder / "found.json")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
@@ -261,7 +263,7 @@ def test_no_cell_is_timed_by_asv_itself(discovered: dict[str, dict[str, Any]]) -
     assert {one["type"] for one in discovered.values()} == {"track"}
     assert len({one["setup_cache_key"] for one in discovered.values()}) == 1  # one process measures them all
     keys = {one["setup_cache_key"].split(":")[0] for one in discovered.values()}
-    assert keys == {Suite.__module__.split(".")[-1]}
+    assert keys == {Suite.__module__.removeprefix("benchmarks.")}
 
 
 def test_every_benchmark_says_its_unit_version_time_and_title(discovered: dict[str, dict[str, Any]]) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import asv_measure
-from benchmarks.asv_metrics import STATUS_CODES
-from benchmarks.harness import device, kernels, record
-from benchmarks.harness.process import Worker
-from benchmarks.harness.record import Record
+from benchmarks.asv import measure as asv_measure
+from benchmarks.asv.metrics import STATUS_CODES
+from benchmarks.harness.ruler import device
+from benchmarks.harness.schema import record
+from benchmarks.harness.schema.record import Record
+from benchmarks.harness.worker.kernels import inspect
+from benchmarks.harness.worker.process import Worker
 from tests import planted_repo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +36,7 @@ sys.path.insert(0, sys.argv[1])
 from asv_runner._aux import update_sys_path
 update_sys_path(sys.argv[2])
 import importlib
-rows = importlib.import_module("benchmarks.asv_measure").measure_commit()
+rows = importlib.import_module("benchmarks.asv.measure").measure_commit()
 assert "torch" not in sys.modules
 print(json.dumps([[level, cell, row] for (level, cell), row in rows.items()]))
 """
@@ -223,7 +225,7 @@ def test_kernels_of_a_commit_without_an_inspector_are_unsupported(code: Path, mo
     assert found["status"] == "unsupported"
     assert "variants.triton.inspect" in found["reason"]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert kernels.inspect("forward", 90, "bfloat16")["status"] == "unsupported"
+    assert inspect("forward", 90, "bfloat16")["status"] == "unsupported"
 
 
 def test_a_commit_older_than_the_present_layout_is_inspected_by_its_own_inspector(code: Path) -> None:

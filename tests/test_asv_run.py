@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import asv_trace
-from benchmarks.asv_metrics import STATUS_CODES
-from benchmarks.harness.record import Record, read
+from benchmarks.asv import trace as asv_trace
+from benchmarks.asv.metrics import STATUS_CODES
+from benchmarks.harness.schema.record import Record, read
 from tests import planted_repo
 
 ASV = Path(sys.executable).with_name("asv")
@@ -55,7 +55,7 @@ def measured(folder: Path) -> Ran:
     pytest.importorskip("asv", reason="asv is an optional extra")
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    pages = ("reports/__init__.py", "reports/offline.py", "reports/templates")  # the plugin for what asv publishes
+    pages = ("reports/__init__.py", "reports/offline.py", "reports/page/templates")  # the plugin for what asv publishes
     also = ("asv.conf.json", "asv_plugin.py", "benchmarks", *pages)
     planted = planted_repo.make(folder / "repository", also=also)
     file = planted.path / "pallatom" / "__init__.py"

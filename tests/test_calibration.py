@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from benchmarks.harness import statistics as st
+from benchmarks.harness.ruler import statistics as st
 from scripts.calibration import figures, real, simulate, trials
 from scripts.calibration.machines import MACHINES, Machine, PaperClock
 

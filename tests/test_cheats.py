@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import audit, cases, ceilings, clock
-from benchmarks.harness.measure import Group
-from benchmarks.harness.options import Options
+from benchmarks.harness.gate import audit
+from benchmarks.harness.ruler import ceilings, clock
+from benchmarks.harness.worker.measure import Group
+from benchmarks.harness.worker.options import Options
+from benchmarks.harness.workload import problems
 
 FILE = """
 import inspect, threading, time
@@ -63,7 +65,7 @@ def planted(folder: Path, body: str, before: str = "") -> str:
 def outcomes(spec: str, *, options: Options = OPTIONS, honest: tuple[str, ...] = HONEST, **axes: Any) -> dict[str, Any]:
     """Each backend's cell; the planted one under its own name."""
     asked = {"n_atom": 96, "window": 8, "mode": "fwd"} | axes
-    problem, source = cases.resolve(cases.Axes(**asked))
+    problem, source = problems.resolve(problems.Axes(**asked))
     cells: dict[str, Any] = {}
 
     def emit(event: dict[str, Any]) -> None:
@@ -216,9 +218,11 @@ def test_results_are_plain_tensors_of_their_own(form: str, tmp_path: Path) -> No
 
 
 PATCHES = {
-    "the clock's sample": "import benchmarks.harness.clock as c\nc.CpuClock.sample = lambda self, fn, calls=1: 1e-6",
-    "the comparison": "import benchmarks.harness.gate as g\ng.error_norms = lambda *a, **k: {'': 0.0}",
-    "a tolerance": "import benchmarks.harness.gate as g\ng.allowed.__code__ = (lambda name, problem: 9.9).__code__",
+    "the clock's sample": (
+        "from benchmarks.harness.ruler import clock as c\nc.CpuClock.sample = lambda self, fn, calls=1: 1e-6"
+    ),
+    "the comparison": "from benchmarks.harness.gate import errors\nerrors.error_norms = lambda *a, **k: {'': 0.0}",
+    "a tolerance": "from benchmarks.harness.gate.errors import allowed\nallowed.__code__ = (lambda *a: 9.9).__code__",
     "the timer": "import time as t\nt.perf_counter = lambda: 0.0",
 }
 
@@ -233,10 +237,10 @@ def test_who_moves_the_ruler_is_named_and_it_is_put_back(patch: str, tmp_path: P
 
 
 def test_a_result_that_was_not_allocated_in_its_call_is_from_elsewhere() -> None:
-    from benchmarks.harness import inputs
-    from benchmarks.harness.case import Case
+    from benchmarks.harness.levels import inputs
+    from benchmarks.harness.levels.case import Case
 
-    problem, source = cases.resolve(cases.Axes(n_atom=96, window=8))
+    problem, source = problems.resolve(problems.Axes(n_atom=96, window=8))
     case = Case(inputs.build(problem, source), inputs.build(problem, source).module)
     case()
     assert case.last is not None
@@ -254,7 +258,7 @@ def test_more_than_the_limit_is_no_speed(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ceilings, "ceilings", again)
     spec = planted(tmp_path, "return right(self, Q, K, V, p, idx, valid)")
-    problem, source = cases.resolve(cases.Axes(n_atom=96, window=8))
+    problem, source = problems.resolve(problems.Axes(n_atom=96, window=8))
     cells: list[dict[str, Any]] = []
     group = Group(problem, source, OPTIONS, asdict(slow), lambda e: cells.extend(e.get("cells", [])), lambda *x: None)
     group.run((spec,))

@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app, compare, console, pipeline, programmes
-from benchmarks.harness import host
-from benchmarks.harness.profile_record import Profile, scan_profiles
-from benchmarks.harness.record import Record, append, read
+from benchmarks.harness.schema.profile import Profile, scan_profiles
+from benchmarks.harness.schema.record import Record, append, read
+from benchmarks.harness.worker import host
 from tests import records_factory as made
 
 ROOT = Path(__file__).resolve().parents[1]

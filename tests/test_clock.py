@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness import clock as clock_module
-from benchmarks.harness import statistics as st
-from benchmarks.harness.clock import CpuClock, CudaClock, graphed, make_clock
-from benchmarks.harness.interleave import WALL_CALLS, half_widths, interleave
+from benchmarks.harness.ruler import clock as clock_module
+from benchmarks.harness.ruler import statistics as st
+from benchmarks.harness.ruler.clock import CpuClock, CudaClock, graphed, make_clock
+from benchmarks.harness.ruler.interleave import WALL_CALLS, half_widths, interleave
 
 
 @pytest.fixture(autouse=True)

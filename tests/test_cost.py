@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import cases, cost, inputs
-from benchmarks.harness.case import Case, forward_of
-from benchmarks.harness.ceilings import Bandwidth, Ceilings
-from benchmarks.harness.record import Limit, Problem
+from benchmarks.harness.levels import cost, inputs
+from benchmarks.harness.levels.case import Case, forward_of
+from benchmarks.harness.ruler.ceilings import Bandwidth, Ceilings
+from benchmarks.harness.schema.problem import OWN_INDEX, Problem
+from benchmarks.harness.schema.record import Limit
+from benchmarks.harness.workload import problems
 
 LEVELS = ("attention", "block", "stack", "encoder", "decoder")
 MODES = ("fwd", "fwdbwd", "train")
@@ -40,16 +42,16 @@ def small_chains(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def resolved(**axes: object) -> Problem:
-    return cases.resolve(cases.Axes(**({"n_atom": 60, "window": 64, "n_blocks": 2} | axes)))[0]  # type: ignore[arg-type]
+    return problems.resolve(problems.Axes(**({"n_atom": 60, "window": 64, "n_blocks": 2} | axes)))[0]  # type: ignore[arg-type]
 
 
 def built(axes: dict) -> inputs.Inputs:
-    problem, source = cases.resolve(cases.Axes(**({"window": 64, "n_blocks": 2} | axes)))
+    problem, source = problems.resolve(problems.Axes(**({"window": 64, "n_blocks": 2} | axes)))
     return inputs.build(problem, source)
 
 
 def shapes_of(level: str) -> list[str]:
-    own = {"capped", "blocks"} if level in cases.OWN_INDEX else set()
+    own = {"capped", "blocks"} if level in OWN_INDEX else set()
     return [name for name in SHAPES if name not in own]
 
 

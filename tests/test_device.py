@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.harness import ceilings as ceilings_module
-from benchmarks.harness import device, memory
-from benchmarks.harness.record import Provenance
+from benchmarks.harness.ruler import ceilings as ceilings_module
+from benchmarks.harness.ruler import device, memory
+from benchmarks.harness.schema.record import Provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOATS = 1 << 18

@@ -8,19 +8,23 @@ import pytest
 import torch
 
 import variants
-from benchmarks.harness import arms, cases, expectation, gate, inputs, poison
-from benchmarks.harness.case import Case
+from benchmarks.harness.gate import errors, gate
+from benchmarks.harness.levels import arms, expectation, inputs
+from benchmarks.harness.levels.case import Case
+from benchmarks.harness.levels.expected import Expected, Reference
+from benchmarks.harness.ruler import poison
+from benchmarks.harness.workload import problems
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 ALL = 1 << 30
 base_attend = AtomTransformerBlock._attend
 
 
-def build(max_pairs: int = ALL, **axes) -> tuple[inputs.Inputs, expectation.Expected]:
+def build(max_pairs: int = ALL, **axes) -> tuple[inputs.Inputs, Expected]:
     asked = {"n_atom": 96, "window": 8, "mode": "fwdbwd", "n_blocks": 2} | axes
     if "workload" in axes:
         del asked["n_atom"]
-    problem, source = cases.resolve(cases.Axes(**asked))
+    problem, source = problems.resolve(problems.Axes(**asked))
     built = inputs.build(problem, source)
     return built, expectation.expect(built, max_pairs=max_pairs)
 
@@ -42,7 +46,7 @@ def judged(attend, max_pairs: int = ALL, **axes) -> gate.Gate:
 
 def red_entries(result: gate.Gate, **axes) -> set[str]:
     problem = build(**axes)[0].problem
-    return {n for n, e in result.errors.items() if e is None or e > gate.allowed(n, problem)}
+    return {n for n, e in result.errors.items() if e is None or e > errors.allowed(n, problem)}
 
 
 @pytest.mark.parametrize("backend", ["gather", "banded", "dense"])
@@ -190,7 +194,7 @@ def test_one_wrong_row_of_many_is_red_by_its_own_error() -> None:
 
     axes = {"n_atom": 512, "mode": "fwd", "dtype": "bfloat16"}
     result = judged(attend, **axes)
-    assert red_entries(result, **axes) == {"output" + gate.ROW}
+    assert red_entries(result, **axes) == {"output" + errors.ROW}
 
 
 def test_a_row_outside_the_sample_is_not_vouched_for_unless_it_is_not_finite() -> None:
@@ -226,7 +230,7 @@ def test_fresh_memory_is_poisoned_and_only_in_the_gate(dtype: str, size: int) ->
     problem = build(mode="fwd")[0].problem
     kind = getattr(torch, dtype)
     torch.ones(size, dtype=kind)  # what a recycled block may hold: a plausible answer
-    with poison.poisoned(problem):
+    with poison.poisoned(problem.device):
         inside = torch.empty(size, dtype=kind)
     assert bool((inside.isnan() | (inside.double().abs() > 1e30)).all())
     zeros = torch.zeros(size, dtype=kind)
@@ -341,7 +345,7 @@ def test_a_block_in_float16_is_green_though_its_relu_jumps() -> None:
     result = gate.check(Case(built, arms.converted("gather", built.module)), expected)
     assert result.passed, gate.why_red(result, built.problem)
     gradients = [e for name, e in result.errors.items() if name.startswith("grad:") and e is not None]
-    assert max(gradients) > gate.GRADIENT_TOLERANCE["float16"]  # the seam's own tolerance would not do
+    assert max(gradients) > errors.GRADIENT_TOLERANCE["float16"]  # the seam's own tolerance would not do
 
 
 @pytest.mark.parametrize("level", ["attention", "block", "stack", "encoder", "decoder"])
@@ -349,8 +353,8 @@ def test_a_block_in_float16_is_green_though_its_relu_jumps() -> None:
 def test_a_lost_row_is_beyond_every_tolerance(dtype: str, level: str) -> None:
     problem = build()[0].problem.model_copy(update={"dtype": dtype, "level": level})
     for name in ("output", "grad:q", "attention"):
-        assert gate.allowed(name + gate.ROW, problem) <= 0.5
-        assert gate.allowed(name, problem) < 0.15
+        assert errors.allowed(name + errors.ROW, problem) <= 0.5
+        assert errors.allowed(name, problem) < 0.15
 
 
 def test_it_is_the_jump_of_relu_that_float16_gradients_suffer_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +371,7 @@ def test_it_is_the_jump_of_relu_that_float16_gradients_suffer_from(monkeypatch: 
         return float((rounded.double() - reference).norm() / reference.norm())
 
     relu, silu = torch.nn.functional.relu, torch.nn.functional.silu
-    assert error(silu) < gate.GRADIENT_TOLERANCE["float16"]
+    assert error(silu) < errors.GRADIENT_TOLERANCE["float16"]
     assert error(relu) > 5 * error(silu)
 
 
@@ -381,10 +385,10 @@ def test_a_bias_gradient_that_cancels_is_held_against_the_weight_beside_it() -> 
 
 def test_a_cancelled_gradient_forgives_rounding_and_not_its_loss() -> None:
     value = torch.tensor([0.1, -0.1], dtype=torch.float64)
-    near, far = gate.Reference(value, scale=2.0), gate.Reference(value)
+    near, far = Reference(value, scale=2.0), Reference(value)
     off = value + 0.05
-    assert gate.error_norms(near, off, alone=False)[""] == pytest.approx(0.05 * 2**0.5 / 2.0)
-    assert gate.error_norms(far, off, alone=False)[""] == pytest.approx(0.5)
-    assert gate.error_norms(near, torch.zeros(2), alone=False)[""] == pytest.approx(1.0)
-    null = gate.Reference(value * 1e-15, scale=2.0)
-    assert gate.error_norms(null, torch.zeros(2), alone=False)[""] < 1e-12
+    assert errors.error_norms(near, off, alone=False)[""] == pytest.approx(0.05 * 2**0.5 / 2.0)
+    assert errors.error_norms(far, off, alone=False)[""] == pytest.approx(0.5)
+    assert errors.error_norms(near, torch.zeros(2), alone=False)[""] == pytest.approx(1.0)
+    null = Reference(value * 1e-15, scale=2.0)
+    assert errors.error_norms(null, torch.zeros(2), alone=False)[""] < 1e-12

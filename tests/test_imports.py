@@ -123,11 +123,84 @@ def test_a_backend_shares_no_code_with_the_reference() -> None:
     assert _offences([f for f in _files("variants") if f.stem != "_op"], ("variants._op",)) == []
 
 
-@pytest.mark.parametrize("stem", ["clock", "device", "interleave", "record", "statistics"])
-def test_the_ruler_knows_no_attention(stem: str) -> None:
-    file = ROOT / "benchmarks" / "harness" / f"{stem}.py"
-    assert file.exists()
-    assert _offences([file], ("pallatom", "variants", "reports", "tests")) == []
+# What each room may import of the rooms beside it, lowest first; test_no_circle follows from the order.
+HARNESS = ("ruler", "schema", "workload", "levels", "gate", "worker", "sweep", ("regress", "profile"))
+PAGES = (("words", "marks"), "read", "find", ("say", "tables", "draw"), "page")
+ABOVE = {"__main__": len(PAGES), "offline": len(PAGES), "__init__": len(PAGES)}
+
+
+def _floors(rooms: tuple) -> dict[str, int]:
+    return {name: floor for floor, one in enumerate(rooms) for name in ((one,) if isinstance(one, str) else one)}
+
+
+def _upward(package: str, floors: dict[str, int]) -> list[str]:
+    """Imports of a room that is not below; every file and folder of the package must be a room."""
+    depth = len(package.split("."))
+    found = []
+    for file in _files(package.replace(".", "/")):
+        room = _module(file).split(".")[depth]
+        if room == "__init__" and "__init__" not in floors:
+            continue
+        assert room in floors, f"{file}: no room has this name"
+        for name in _imports(file):
+            other = name.split(".")[depth] if _within(name, package) and name.count(".") >= depth else room
+            if other in floors and other != room and floors[other] >= floors[room]:
+                found.append(f"{_module(file)} imports {name}")
+    return found
+
+
+def test_a_room_of_the_harness_imports_only_those_below() -> None:
+    assert _upward("benchmarks.harness", _floors(HARNESS)) == []
+
+
+def test_a_room_of_the_reports_imports_only_those_below() -> None:
+    assert _upward("reports", _floors(PAGES) | ABOVE) == []
+
+
+def test_every_room_says_what_it_is_and_what_it_may_import() -> None:
+    for package in ("benchmarks/harness", "reports"):
+        for folder in sorted(f.parent for f in (ROOT / package).glob("*/__init__.py")):
+            said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+            assert "May import" in said, folder
+
+
+def _circle(modules: dict[str, set[str]]) -> list[str]:
+    """One circle among the modules, as they are met; empty where there is none."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(name: str) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        path.append(name)
+        for other in sorted(modules[name]):
+            if circle := visit(other):
+                return circle
+        done.add(path.pop())
+        return []
+
+    return next((circle for name in sorted(modules) if (circle := visit(name))), [])
+
+
+def _imported(file: Path, files: dict[str, Path]) -> set[str]:
+    """Modules among ``files``; ``from package import module`` names the module, not the package that holds it."""
+    names = {name for name in _imports(file) if name in files}
+    return {n for n in names if not any(other.startswith(f"{n}.") for other in names)}
+
+
+@pytest.mark.parametrize("package", ["benchmarks", "reports"])
+def test_no_modules_import_one_another_in_a_circle(package: str) -> None:
+    """Imports in functions and for types count too: they only hide a circle."""
+    files = {_module(f).removesuffix(".__init__"): f for f in _files(package)}
+    assert _circle({name: _imported(file, files) - {name} for name, file in files.items()}) == []
+    assert _circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+def test_the_ruler_knows_no_attention() -> None:
+    assert _offences(_files("benchmarks/harness/ruler"), ("pallatom", "variants", "reports", "tests")) == []
+    assert _offences(_files("benchmarks/harness/schema"), ("pallatom", "variants", "torch")) == []
 
 
 def test_benchmarks_do_not_import_reports() -> None:
@@ -135,8 +208,8 @@ def test_benchmarks_do_not_import_reports() -> None:
 
 
 def test_benchmarks_import_one_another_relatively() -> None:
-    """asv imports the folder under a path of its own, where no package ``benchmarks`` need exist."""
-    for file in _files("benchmarks"):
+    """The suites, which asv imports as a package of their own, do not; their ``__init__`` says how they find it."""
+    for file in sorted(set(_files("benchmarks")) - set(_files("benchmarks/suites"))):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 assert not _within(node.module or "", "benchmarks"), f"{_module(file)}:{node.lineno}"
@@ -157,8 +230,8 @@ def test_importing_the_benchmarks_does_not_import_torch() -> None:
 
 
 def test_no_helper_has_a_name_that_asv_collects() -> None:
-    """Suites (modules directly under benchmarks/) may have them; the harness and the command line may not."""
-    helpers = [f for f in _files("benchmarks") if f.parent != ROOT / "benchmarks" or f.stem.startswith("_")]
+    """Suites may have them; what they import may not."""
+    helpers = [f for f in _files("benchmarks") if f.parent != ROOT / "benchmarks" / "suites"]
     for file in helpers:
         top = ast.parse(file.read_text()).body
         for node in [*top, *(inner for outer in top if isinstance(outer, ast.ClassDef) for inner in outer.body)]:
@@ -167,12 +240,11 @@ def test_no_helper_has_a_name_that_asv_collects() -> None:
 
 
 def test_reports_need_no_torch() -> None:
-    harness = ("record", "profile_record", "statistics", "comparison", "shown", "place", "cases", "cost", "ceilings")
-    allowed = ("benchmarks.asv_metrics", *(f"benchmarks.harness.{name}" for name in harness))
+    allowed = ("benchmarks.asv.metrics", *(f"benchmarks.harness.{n}" for n in ("ruler", "schema", "levels.cost")))
     files = _files("reports")
     assert _offences(files, ("torch", "variants", "pallatom", "tests")) == []
-    # ``from benchmarks.harness import record`` names the package too, which holds nothing itself
-    packages = ("benchmarks", "benchmarks.harness")
+    # ``from benchmarks.harness import ruler`` names the package too, which holds nothing itself
+    packages = ("benchmarks", "benchmarks.asv", "benchmarks.harness", "benchmarks.harness.levels")
     found = [o for o in _offences(files, ("benchmarks",), allowed) if o.rpartition(" ")[2] not in packages]
     assert found == []
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import variants
-from benchmarks.harness.memory import peak_memory
+from benchmarks.harness.ruler.memory import peak_memory
 from pallatom.architecture import atom_transformers as layer
 from pallatom.architecture._remember import remembered
 from variants import _op

@@ -7,36 +7,39 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import place
+from benchmarks.harness.ruler import sources
+from benchmarks.harness.schema import place
 from tests import records_factory as made
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("edited", ["clock.py", "statistics.py", "data/residues.json", "data/proteins.fasta"])
+@pytest.mark.parametrize(
+    "edited", ["ruler/clock.py", "ruler/statistics.py", "workload/data/residues.json", "workload/data/proteins.fasta"]
+)
 def test_the_ruler_is_another_once_anything_of_it_is_edited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
 ) -> None:
     harness = tmp_path / "harness"
     shutil.copytree(ROOT / "benchmarks" / "harness", harness)
-    assert place.ruler_hash() == place.ruler_hash()
-    before = place.ruler_hash()
-    monkeypatch.setattr(place, "_HARNESS", harness)
-    assert place.ruler_hash() == before, "wherever it lies"
-    (harness / "data" / "README.md").write_text("words")
+    assert sources.ruler_hash() == sources.ruler_hash()
+    before = sources.ruler_hash()
+    monkeypatch.setattr(sources, "_HARNESS", harness)
+    assert sources.ruler_hash() == before, "wherever it lies"
+    (harness / "workload" / "data" / "README.md").write_text("words")
     (harness / "__pycache__").mkdir(exist_ok=True)
     (harness / "__pycache__" / "clock.cpython-311.pyc").write_bytes(b"compiled")
-    assert place.ruler_hash() == before
+    assert sources.ruler_hash() == before
     with (harness / edited).open("a") as f:
         f.write("\n")
-    assert place.ruler_hash() != before
+    assert sources.ruler_hash() != before
 
 
 def test_a_new_file_beside_the_ruler_is_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "_HARNESS", tmp_path)
-    empty = place.ruler_hash()
+    monkeypatch.setattr(sources, "_HARNESS", tmp_path)
+    empty = sources.ruler_hash()
     (tmp_path / "new.py").touch()
-    assert place.ruler_hash() != empty
+    assert sources.ruler_hash() != empty
 
 
 def test_the_tuned_file_is_the_one_that_the_kernels_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,17 +50,17 @@ def test_the_tuned_file_is_the_one_that_the_kernels_read(tmp_path: Path, monkeyp
     tuned.default_file().parent.mkdir(parents=True)
     tuned.default_file().write_text("default")
     assert tuned.tuned_file() is None
-    assert place.tuned_hash() is None
+    assert sources.tuned_hash() is None
     monkeypatch.setenv(tuned.AUTOTUNE, "1")
-    assert place.tuned_hash() == place.file_hash(tuned.tuned_file()) is not None
+    assert sources.tuned_hash() == sources.file_hash(tuned.tuned_file()) is not None
     named = tmp_path / "named.json"
     named.write_text("named")
     monkeypatch.setenv(tuned.TUNED_FILE, str(named))
-    assert place.tuned_hash() == place.file_hash(tuned.tuned_file()) == place.file_hash(named)
+    assert sources.tuned_hash() == sources.file_hash(tuned.tuned_file()) == sources.file_hash(named)
     named.write_text("edited")
-    assert place.tuned_hash() == place.file_hash(named) != place.file_hash(tuned.default_file())
+    assert sources.tuned_hash() == sources.file_hash(named) != sources.file_hash(tuned.default_file())
     named.unlink()
-    assert place.tuned_hash() is None
+    assert sources.tuned_hash() is None
 
 
 def test_places_that_look_the_same_are_told_apart_by_what_differs() -> None:

@@ -10,16 +10,17 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.harness import counters, profiling, trace
-from benchmarks.harness.cases import Group
-from benchmarks.harness.clock import CudaClock
-from benchmarks.harness.kernel_names import IDLE, LONGEST, OUTSIDE, kind, shorten
-from benchmarks.harness.measure import Arm
-from benchmarks.harness.options import Options
-from benchmarks.harness.profile_record import Breakdown, Counters, Profile, Row, scan_profiles
-from benchmarks.harness.profiles import best_and_worst, trace_name
-from benchmarks.harness.profiling import slim
-from benchmarks.harness.record import append
+from benchmarks.harness.profile import counters
+from benchmarks.harness.profile.profiles import best_and_worst, trace_name
+from benchmarks.harness.ruler.clock import CudaClock
+from benchmarks.harness.schema.profile import Breakdown, Counters, Profile, Row, scan_profiles
+from benchmarks.harness.schema.record import append
+from benchmarks.harness.worker import profiling, trace
+from benchmarks.harness.worker.kernel_names import IDLE, LONGEST, OUTSIDE, kind, shorten
+from benchmarks.harness.worker.measure import Arm
+from benchmarks.harness.worker.options import Options
+from benchmarks.harness.worker.profiling import slim
+from benchmarks.harness.workload.problems import Group
 from tests import records_factory as made
 
 ADD = ("void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::BFloat16>, "

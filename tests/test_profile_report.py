@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.harness.kernel_names import IDLE
-from benchmarks.harness.profile_record import PROFILES, Counters, Profile
-from reports import profiles
+from benchmarks.harness.schema.profile import PROFILES, Counters, Profile
+from benchmarks.harness.worker.kernel_names import IDLE
 from reports.__main__ import app
+from reports.tables import profiles
 from tests import browser as browsers
 from tests import records_factory as made
 from tests.test_profile import a_profile

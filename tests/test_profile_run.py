@@ -15,14 +15,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.commands import app, pipeline
-from benchmarks.harness import sweep as harness
-from benchmarks.harness import trace
-from benchmarks.harness.host import Host
-from benchmarks.harness.kernel_names import OUTSIDE
-from benchmarks.harness.options import Options
-from benchmarks.harness.profile_record import PROFILES, Profile, scan_profiles
-from benchmarks.harness.profiles import Profiler, Settings
-from benchmarks.harness.record import Record
+from benchmarks.harness.profile.profiles import Profiler, Settings
+from benchmarks.harness.schema.profile import PROFILES, Profile, scan_profiles
+from benchmarks.harness.schema.record import Record
+from benchmarks.harness.sweep import sweep as harness
+from benchmarks.harness.worker import trace
+from benchmarks.harness.worker.host import Host
+from benchmarks.harness.worker.kernel_names import OUTSIDE
+from benchmarks.harness.worker.options import Options
 from tests import records_factory as made
 from tests.test_profile import a_profile
 from tests.test_sweep import groups_of, plant

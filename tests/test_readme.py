@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import variants
-from benchmarks.harness import workloads
+from benchmarks.harness.workload import workloads
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

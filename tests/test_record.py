@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.harness.record import (
+from benchmarks.harness.schema.problem import Problem
+from benchmarks.harness.schema.record import (
     BadLine,
     CannotRecord,
     Gate,
     Limit,
     MalformedRecord,
-    Problem,
     Provenance,
     Record,
     Timing,
@@ -89,7 +89,7 @@ def test_a_writer_that_is_killed_leaves_a_good_file(path: Path) -> None:
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
         "from tests.test_record import RECORDS\n"
-        "from benchmarks.harness.record import append\n"
+        "from benchmarks.harness.schema.record import append\n"
         "print('go', flush=True)\n"
         "while True: append(Path(sys.argv[2]), RECORDS)\n"
     )
@@ -290,7 +290,8 @@ def test_records_are_read_without_torch(path: Path) -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
-        "from benchmarks.harness import record, statistics\n"
+        "from benchmarks.harness.ruler import statistics\n"
+        "from benchmarks.harness.schema import record\n"
         "assert len(list(record.read(Path(sys.argv[2])))) == 3\n"
         "assert 'torch' not in sys.modules\n"
     )

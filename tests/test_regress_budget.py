@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import versus
-from benchmarks.harness.commits import Code
-from benchmarks.harness.process import WorkerDied, WorkerTimeout
-from benchmarks.harness.record import Record
-from benchmarks.harness.regression import judge
-from benchmarks.harness.versus_plan import ENOUGH_ROUNDS, LEAST_BLOCKS, SIDES, Cell, Listener, Plan
+from benchmarks.harness.regress import versus
+from benchmarks.harness.regress.commits import Code
+from benchmarks.harness.regress.regression import judge
+from benchmarks.harness.regress.versus_plan import ENOUGH_ROUNDS, LEAST_BLOCKS, SIDES, Cell, Listener, Plan
+from benchmarks.harness.schema.record import Record
+from benchmarks.harness.worker.process import WorkerDied, WorkerTimeout
 from tests import records_factory as made
 
 A, B = (Code(Path("nowhere"), side, side * 40, f"commit {side}") for side in "ab")

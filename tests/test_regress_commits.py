@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app
-from benchmarks.harness.commits import BadRange, Code, between
+from benchmarks.harness.regress.commits import BadRange, Code, between
 from tests.planted_repo import Planted, commit, git, make
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.record import read
-from benchmarks.harness.regression import judge
+from benchmarks.harness.regress.regression import judge
+from benchmarks.harness.schema.record import read
 
 FOLDER = Path(__file__).resolve().parents[1] / "reports" / "2026-11-22-regress"
 

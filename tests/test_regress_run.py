@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness.record import Record, read
-from benchmarks.harness.regression import MARK
+from benchmarks.harness.regress.regression import MARK
+from benchmarks.harness.schema.record import Record, read
 from tests.planted_repo import Planted, commit, count_work, make
 
 SMALL = ("-n", "128", "--window", "16", "--level", "attention", "--mode", "fwd", "--device", "cpu", "--threads", "1")

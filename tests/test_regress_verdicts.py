@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.commands import regress_table as told
-from benchmarks.harness import regression
-from benchmarks.harness.record import Problem, Record, Timing
-from benchmarks.harness.regression import ALPHA, LEAST_BYTES, Finding, change, judge, weight_of
-from benchmarks.harness.statistics import holm
+from benchmarks.harness.regress import regression
+from benchmarks.harness.regress.regression import ALPHA, LEAST_BYTES, Finding, change, judge, weight_of
+from benchmarks.harness.ruler.statistics import holm
+from benchmarks.harness.schema.problem import Problem
+from benchmarks.harness.schema.record import Record, Timing
 from tests import records_factory as made
 
 CODE = {"a": "aaaaaaa Before", "b": "bbbbbbb After"}

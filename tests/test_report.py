@@ -15,10 +15,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks.harness.record import read
-from reports import analyse, answer, curves, marks, page, tables, theme
+from benchmarks.harness.schema.record import read
+from reports import marks
 from reports.__main__ import app
-from reports.load import Collection, InputError, load
+from reports.draw import theme
+from reports.find import analyse, curves, regions
+from reports.page import page
+from reports.read.load import Collection, InputError, load
+from reports.tables import tables
 from tests import records_factory as make
 
 ROOT = Path(__file__).parent.parent
@@ -220,7 +224,7 @@ def test_equal_backends_are_not_called_faster(tmp_path):
     assert pair.verdict in ("same", "unresolved")
     (contest,) = analyse.contests(c, [pair])
     assert contest.tied
-    (region,) = answer.regions([contest])
+    (region,) = regions.regions([contest])
     assert region.resolved == 0
     assert region.alternatives
 
@@ -228,7 +232,7 @@ def test_equal_backends_are_not_called_faster(tmp_path):
 def test_an_unproven_but_large_lead_is_no_tie(tmp_path):
     c = collect(tmp_path, make.group(make.CPU, make.problem(), backends=["gather", "flex"]))  # no A/A arm: no proof
     (contest,) = analyse.contests(c, analyse.pairs(c))
-    (region,) = answer.regions([contest])
+    (region,) = regions.regions([contest])
     assert contest.tied == ("gather",)
     assert region.resolved == 0
     assert region.alternatives == []

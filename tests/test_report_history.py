@@ -20,8 +20,10 @@ pytest.importorskip("asv")
 
 from asv.results import Results
 
-from reports import asv_results, chronicle, history
 from reports.__main__ import app
+from reports.find import history
+from reports.page import chronicle
+from reports.read import asv_results
 from tests import asv_factory as make
 from tests import records_factory
 from tests.browser import Visit
@@ -426,7 +428,7 @@ def test_reading_needs_asv_and_says_so(plain, tmp_path):
 
 def test_reading_history_does_not_import_torch(plain):
     script = (
-        "import sys\nfrom pathlib import Path\nfrom reports import asv_results, history\n"
+        "import sys\nfrom pathlib import Path\nfrom reports.read import asv_results\nfrom reports.find import history\n"
         f"found = history.analyse(asv_results.read([Path({str(plain)!r})]))\n"
         "print(len(found.steps), [m for m in ('torch', 'variants', 'pallatom', 'triton') if m in sys.modules])\n"
     )

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.harness.record import Record
-from reports import analyse, answer, marks
+from benchmarks.harness.schema.record import Record
+from reports import marks
 from reports.__main__ import app
-from reports.load import Collection, load, setting_labels
-from reports.rivals import strongest
+from reports.find import analyse
+from reports.find.rivals import strongest
+from reports.read.load import Collection, load, setting_labels
+from reports.say import answer
 from tests import records_factory as make
 
 SIZES = (4096, 16384, 65536)

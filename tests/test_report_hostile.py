@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.harness.record import Record
+from benchmarks.harness.schema.record import Record
 from reports import marks
 from reports.__main__ import app
 from tests import records_factory as make

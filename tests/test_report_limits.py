@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import cost
-from benchmarks.harness.ceilings import Ceilings
-from benchmarks.harness.record import Limit, Problem, Record
-from reports import limits, load
-from reports.build import build
+from benchmarks.harness.levels import cost
+from benchmarks.harness.ruler.ceilings import Ceilings
+from benchmarks.harness.schema.problem import Problem
+from benchmarks.harness.schema.record import Limit, Record
+from reports.page.build import build
+from reports.read import limits, load
 from tests import records_factory as made
 from tests.test_profile import a_profile
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from reports import readme
 from reports.__main__ import app
-from reports.load import InputError
+from reports.page import readme
+from reports.read.load import InputError
 from tests import records_factory as make
 
 ROOT = Path(__file__).parent.parent

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.process import Worker
-from benchmarks.harness.scratch import Scratch
+from benchmarks.harness.ruler.scratch import Scratch
+from benchmarks.harness.worker.process import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 OWNER = """
 import sys, tempfile
-from benchmarks.harness.scratch import Scratch
+from benchmarks.harness.ruler.scratch import Scratch
 tempfile.tempdir = sys.argv[1]
 one = Scratch("kind-")
 (one.path / "large").write_bytes(bytes(1000))

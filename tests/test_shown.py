@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from benchmarks.harness.shown import INSTEAD, shown, shown_lines
+from benchmarks.harness.schema.shown import INSTEAD, shown, shown_lines
 
 EVERY = "".join(map(chr, range(sys.maxunicode + 1)))
 

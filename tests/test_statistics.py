@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.harness import regression
-from benchmarks.harness import statistics as st
+from benchmarks.harness.regress import regression
+from benchmarks.harness.ruler import statistics as st
 
 
 def machine(rng: np.random.Generator, blocks: int, arms: int, *, noise: float = 0.04, interleaved: bool = True):

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import arms, cases, footprint, place, process
-from benchmarks.harness import host as hosts
-from benchmarks.harness import sweep as harness
-from benchmarks.harness.case import Case
-from benchmarks.harness.host import Host
-from benchmarks.harness.options import Options
-from benchmarks.harness.process import Worker, WorkerDied, WorkerTimeout
-from benchmarks.harness.record import Record, append, read
+from benchmarks.harness.levels import arms, footprint
+from benchmarks.harness.levels.case import Case
+from benchmarks.harness.ruler import sources
+from benchmarks.harness.schema.problem import INDEX_BACKEND
+from benchmarks.harness.schema.record import Record, append, read
+from benchmarks.harness.sweep import sweep as harness
+from benchmarks.harness.worker import host as hosts
+from benchmarks.harness.worker import process
+from benchmarks.harness.worker.host import Host
+from benchmarks.harness.worker.options import Options
+from benchmarks.harness.worker.process import Worker, WorkerDied, WorkerTimeout
+from benchmarks.harness.workload import problems
 from tests import records_factory as made
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +57,7 @@ BODIES = {
     "huge": "torch.empty(1 << 60)",
     "bug": "raise ZeroDivisionError('a bug of ours')",
     # what an illegal access does to a CUDA context: nothing in this process works any more
-    "poisons": "from benchmarks.harness.failures import DevicePoisoned; raise DevicePoisoned('illegal access')",
+    "poisons": "from benchmarks.harness.gate.failures import DevicePoisoned; raise DevicePoisoned('illegal access')",
     "refuses": "raise UnsupportedError(['one reason', 'another reason'])",
     "wrong": "return super()._attend(*x) * 1.01",
     "dies_late": "calls > 8 and ctypes.string_at(0)",
@@ -69,7 +73,7 @@ def plant(folder: Path, name: str, body: str, peak: int = 1000) -> str:
 
 def groups_of(backends: tuple[str, ...], **axes) -> list[harness.Group]:
     asked = {"n_atom": (64,), "window": (8,), "mode": ("fwd",)} | axes
-    return harness.plan(cases.grid(cases.Axes(), **asked), backends)
+    return harness.plan(problems.grid(problems.Axes(), **asked), backends)
 
 
 class Watch:
@@ -219,7 +223,7 @@ class Elsewhere(Host):
 def test_what_a_record_says_of_itself_is_all_that_a_number_hangs_on(on_file, host: Host) -> None:
     out, cell = on_file
     where = cell.provenance
-    assert where.ruler == place.ruler_hash()
+    assert where.ruler == sources.ruler_hash()
     assert where.tuned is None
     assert where.options is not None
     assert where.options | {"budget_s": 0.3, "min_blocks": 3, "max_blocks": 6} == where.options
@@ -506,8 +510,10 @@ def test_the_worker_is_the_first_to_go_when_memory_runs_out() -> None:
 
 def test_planning_needs_no_torch() -> None:
     script = (
-        "import sys; from benchmarks.harness import sweep, cases; import benchmarks.commands; "
-        "sweep.plan([cases.Axes(n_atom=1000)], ('gather',)); assert 'torch' not in sys.modules, 'torch was imported'"
+        "import sys; from benchmarks.harness.sweep import sweep; "
+        "from benchmarks.harness.workload import problems as p; "
+        "import benchmarks.commands; sweep.plan([p.Axes(n_atom=1000)], ('gather',)); "
+        "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
@@ -517,7 +523,7 @@ def test_a_plan_has_no_problem_twice_and_begins_with_the_smallest() -> None:
     assert len(groups) == 4
     assert [harness.work(g.problem) for g in groups] == sorted(harness.work(g.problem) for g in groups)
     index = groups_of(("gather", "banded"), level=("index",), mode=("fwd", "fwdbwd"))
-    assert [g.backends for g in index] == [(cases.INDEX_BACKEND,)]
+    assert [g.backends for g in index] == [(INDEX_BACKEND,)]
 
 
 SCRATCH_BYTES = 2 << 20  # a tile's working set does not grow with the problem, and no model counts it
@@ -527,9 +533,11 @@ LEVELS = ("attention", "block", "stack", "encoder", "decoder")
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
 def test_inputs_are_counted_before_they_are_built(level: str, mode: str) -> None:
-    from benchmarks.harness import inputs
+    from benchmarks.harness.levels import inputs
 
-    problem, source = cases.resolve(cases.Axes(level=level, mode=mode, workload="ubiquitin", atoms="heavy", window=8))
+    problem, source = problems.resolve(
+        problems.Axes(level=level, mode=mode, workload="ubiquitin", atoms="heavy", window=8)
+    )
     built = inputs.build(problem, source)
     tensors = [*built.tensors.values(), *built.fixed.values(), *built.cotangents.values()]
     held = sum(t.numel() * t.element_size() for t in tensors)
@@ -539,12 +547,12 @@ def test_inputs_are_counted_before_they_are_built(level: str, mode: str) -> None
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("backend", ["gather", "banded"])
 def test_no_cell_takes_more_than_was_predicted(level: str, backend: str) -> None:
-    from benchmarks.harness import inputs
-    from benchmarks.harness.memory import peak_memory
+    from benchmarks.harness.levels import inputs
+    from benchmarks.harness.ruler.memory import peak_memory
 
     for mode in ("fwd", "fwdbwd"):
-        axes = cases.Axes(level=level, mode=mode, workload="gfp", atoms="backbone", window=16)
-        problem, source = cases.resolve(axes)
+        axes = problems.Axes(level=level, mode=mode, workload="gfp", atoms="backbone", window=16)
+        problem, source = problems.resolve(axes)
         built = inputs.build(problem, source)
         case = Case(built, arms.converted(backend, built.module))
         case()

@@ -11,21 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.commands import (
-    app,
-    check,
-    console,
-    doctor,
-    inspect,
-    pipeline,
-    profile,
-    regress,
-    regress_table,
-    tune,
-)
-from benchmarks.harness import cases, regression
-from benchmarks.harness.profile_record import Profile
-from benchmarks.harness.record import Record
+from benchmarks.commands import app, check, console, doctor, inspect, pipeline, profile, regress, regress_table, tune
+from benchmarks.harness.regress import regression
+from benchmarks.harness.schema.profile import Profile
+from benchmarks.harness.schema.record import Record
+from benchmarks.harness.workload import problems
 from tests import records_factory as made
 
 # Closes what it did not open, looks like markup, an emoji, a link; sets a title, a colour; turns the line round.
@@ -81,7 +71,7 @@ def hostile_account() -> regress_table.Account:
 def show_sweep(out: console.Console) -> None:
     records = hostile_records()
     with console.Live(out) as live:
-        live.phase(cases.Group(records[0].problem, (HOSTILE,)), HOSTILE, HOSTILE)
+        live.phase(problems.Group(records[0].problem, (HOSTILE,)), HOSTILE, HOSTILE)
         live.recorded(records)
         live.notice(HOSTILE)
     out.print(console.table(records))

@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 pytest.importorskip("triton")
 
 from benchmarks.commands import app
-from benchmarks.harness import cases
-from benchmarks.harness import sweep as harness
-from benchmarks.harness.host import Host
-from benchmarks.harness.options import Options
+from benchmarks.harness.sweep import sweep as harness
+from benchmarks.harness.worker.host import Host
+from benchmarks.harness.worker.options import Options
+from benchmarks.harness.workload import problems
 from tests.seam import seam
 from variants.triton import tune as tuning
 from variants.triton import tuned as file
@@ -340,10 +340,10 @@ def test_nothing_is_tuned_unless_asked(monkeypatch) -> None:
 INTERPRETED = """
 import sys, warnings, torch, variants
 from benchmarks.commands import app
-from benchmarks.harness import cases
-from benchmarks.harness import sweep as harness
-from benchmarks.harness.host import Host
-from benchmarks.harness.options import Options
+from benchmarks.harness.sweep import sweep as harness
+from benchmarks.harness.worker.host import Host
+from benchmarks.harness.worker.options import Options
+from benchmarks.harness.workload import problems
 from tests.seam import seam
 from variants.triton import forward
 made = seam(19, 12, heads=2, head_dim=16, channels=8)
@@ -466,7 +466,7 @@ BACKEND = Backend(block=Block, summary="tunes at its first call", devices=("cpu"
 
 def test_the_harness_records_tuning_apart_from_the_first_call(tmp_path: Path) -> None:
     (tmp_path / "tunes.py").write_text(TUNES)
-    axes = cases.grid(cases.Axes(), n_atom=(64,), window=(8,), mode=("fwd",))
+    axes = problems.grid(problems.Axes(), n_atom=(64,), window=(8,), mode=("fwd",))
     groups = harness.plan(axes, (str(tmp_path / "tunes.py"), "gather"))
     options = Options(budget_s=0.3, min_blocks=3, max_blocks=6)
     with Host(threads=1) as host:

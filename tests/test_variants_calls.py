@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import variants
-from benchmarks.harness.device import peak_memory
+from benchmarks.harness.ruler.device import peak_memory
 from pallatom.architecture.atom_transformers import AtomTransformer, build_sparse_pairs
 from tests.variant_cases import INPUTS, PARAMETERS, answer, errors, problem, reference
 from variants import Shape

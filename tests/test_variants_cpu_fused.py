@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 
 import variants
-from benchmarks.harness.memory import peak_memory
+from benchmarks.harness.ruler.memory import peak_memory
 from pallatom.architecture.atom_transformers import AtomTransformer, AtomTransformerBlock, build_sparse_pairs
 from tests.band_problems import answers, plain, problems, window
 from tests.seam import errors as seam_errors

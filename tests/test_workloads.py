@@ -12,10 +12,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from benchmarks.harness import record, workloads
-from benchmarks.harness import templates as tables
-from benchmarks.harness.templates import BACKBONE
-from benchmarks.harness.workloads import WorkloadError
+from benchmarks.harness.schema.problem import AtomSet, WindowStyle
+from benchmarks.harness.workload import templates as tables
+from benchmarks.harness.workload import workloads
+from benchmarks.harness.workload.templates import BACKBONE
+from benchmarks.harness.workload.workloads import WorkloadError
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,8 +75,8 @@ def test_a_system_has_its_published_size(name):
 
 
 def test_records_know_the_same_atom_sets_and_window_styles():
-    assert get_args(record.AtomSet) == workloads.ATOM_SETS
-    assert get_args(record.WindowStyle) == workloads.STYLES
+    assert get_args(AtomSet) == workloads.ATOM_SETS
+    assert get_args(WindowStyle) == workloads.STYLES
 
 
 def check_layout(work: workloads.Workload) -> None:
@@ -225,7 +226,8 @@ def test_the_shipped_templates_are_what_the_script_makes():
 
 def test_named_workloads_need_neither_torch_nor_a_structure_library():
     code = (
-        "import sys; from benchmarks.harness import workloads as w; w.load('ubiquitin'); w.synthetic(100, 'heavy');"
+        "import sys; from benchmarks.harness.workload import workloads as w;"
+        "w.load('ubiquitin'); w.synthetic(100, 'heavy');"
         "w.neighbour_runs(w.load('gfp'), 32);"
         "print(sorted({'torch', 'biotite', 'pallatom', 'variants'} & set(sys.modules)))"
     )

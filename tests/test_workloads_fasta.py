@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.harness import fasta, files, workloads
-from benchmarks.harness.templates import templates
-from benchmarks.harness.workloads import WorkloadError
+from benchmarks.harness.workload import fasta, files, workloads
+from benchmarks.harness.workload.templates import templates
+from benchmarks.harness.workload.workloads import WorkloadError
 
 
 @pytest.fixture

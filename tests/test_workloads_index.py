@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness import workloads
-from benchmarks.harness.workloads import Workload, WorkloadError, attention_index, neighbour_runs
+from benchmarks.harness.workload import workloads
+from benchmarks.harness.workload.workloads import Workload, WorkloadError, attention_index, neighbour_runs
 
 
 def workload(tok: list[int], chain: list[int]) -> Workload:

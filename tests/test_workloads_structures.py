@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.harness import workloads
-from benchmarks.harness.templates import ATOMIC_NUMBER, templates
-from benchmarks.harness.workloads import WorkloadError
+from benchmarks.harness.workload import workloads
+from benchmarks.harness.workload.templates import ATOMIC_NUMBER, templates
+from benchmarks.harness.workload.workloads import WorkloadError
 
 from .test_workloads import ROOT, check_layout
 

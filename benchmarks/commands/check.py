@@ -7,11 +7,11 @@ import json
 import typer
 from rich.table import Table
 
-from ..harness import arms
-from ..harness import sweep as harness
-from ..harness.host import Host
-from ..harness.options import Options
-from ..harness.record import Record
+from ..harness.levels import arms
+from ..harness.schema.record import Record
+from ..harness.sweep import sweep as harness
+from ..harness.worker.host import Host
+from ..harness.worker.options import Options
 from . import console as show
 from . import options as opt
 

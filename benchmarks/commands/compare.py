@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..harness import arms
-from ..harness import sweep as harness
-from ..harness.cases import BadAxis
-from ..harness.comparison import compared, noise_floors
-from ..harness.host import Host
-from ..harness.options import Options
-from ..harness.record import Record, read
-from ..harness.shown import shown_lines
+from ..harness.levels import arms
+from ..harness.schema.comparison import compared, noise_floors
+from ..harness.schema.record import Record, read
+from ..harness.schema.shown import shown_lines
+from ..harness.sweep import sweep as harness
+from ..harness.worker.host import Host
+from ..harness.worker.options import Options
+from ..harness.workload.problems import BadAxis
 from . import console as show
 from . import options as opt
 

@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..harness.cases import Group
-from ..harness.comparison import compared, noise_floors
-from ..harness.record import Problem, Record, Timing
-from ..harness.shown import shown, shown_lines
-from ..harness.statistics import Verdict
-from ..harness.sweep import Observer
+from ..harness.ruler.statistics import Verdict
+from ..harness.schema.comparison import compared, noise_floors
+from ..harness.schema.problem import Problem
+from ..harness.schema.record import Record, Timing
+from ..harness.schema.shown import shown, shown_lines
+from ..harness.sweep.sweep import Observer
+from ..harness.workload.problems import Group
 
 STYLES = {
     "ok": "green",

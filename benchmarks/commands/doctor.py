@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..harness.host import Host
+from ..harness.worker.host import Host
 from . import console as show
 from . import options as opt
 

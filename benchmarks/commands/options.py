@@ -16,13 +16,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..harness import arms, workloads
-from ..harness.cases import ATOM_SETS, DTYPES, LEVELS, Axes, BadAxis, grid
-from ..harness.host import Host
-from ..harness.process import WorkerDied, WorkerTimeout
-from ..harness.record import CannotRecord, MalformedRecord
-from ..harness.shown import shown, shown_lines
-from ..harness.sweep import Settings
+from ..harness.levels import arms
+from ..harness.schema.problem import ATOM_SETS, DTYPES, LEVELS
+from ..harness.schema.record import CannotRecord, MalformedRecord
+from ..harness.schema.shown import shown, shown_lines
+from ..harness.sweep.sweep import Settings
+from ..harness.worker.host import Host
+from ..harness.worker.process import WorkerDied, WorkerTimeout
+from ..harness.workload import workloads
+from ..harness.workload.problems import Axes, BadAxis, grid
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 AXES, RUN, OUTPUT = "What to measure", "How to measure", "Output"

@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..harness import profiles
-from ..harness import sweep as harness
-from ..harness.host import Host
-from ..harness.options import Options
-from ..harness.record import Record
+from ..harness.profile import profiles
+from ..harness.schema.record import Record
+from ..harness.sweep import sweep as harness
+from ..harness.worker.host import Host
+from ..harness.worker.options import Options
 from . import check, doctor
 from . import console as show
 from . import options as opt

@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..harness import arms, profiles
-from ..harness import sweep as harness
-from ..harness.host import Host
-from ..harness.kernel_names import LONGEST
-from ..harness.profile_record import PROFILES, Breakdown, Counters, Profile
+from ..harness.levels import arms
+from ..harness.profile import profiles
+from ..harness.schema.profile import PROFILES, Breakdown, Counters, Profile
+from ..harness.sweep import sweep as harness
+from ..harness.worker.host import Host
+from ..harness.worker.kernel_names import LONGEST
 from . import console as show
 from . import options as opt
 
@@ -73,7 +74,7 @@ def profile(
         )  # fmt: skip
         counting = None
         if counters:
-            from ..harness.counters import count
+            from ..harness.profile.counters import count
 
             counting = count
         settings = profiles.Settings(folder=out, argv=opt.command_line(), counting=counting)

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..harness import arms
-from ..harness import sweep as harness
-from ..harness.cases import Axes, Group, grid
-from ..harness.options import Options
+from ..harness.levels import arms
+from ..harness.sweep import sweep as harness
+from ..harness.worker.options import Options
+from ..harness.workload.problems import Axes, Group, grid
 
 Device = Literal["cpu", "cuda"]
 

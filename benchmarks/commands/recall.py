@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 
 import typer
 
-from ..harness import arms
-from ..harness.again import find
-from ..harness.cases import INDEX_BACKEND, BadAxis
-from ..harness.options import Options
-from ..harness.record import Problem
+from ..harness.levels import arms
+from ..harness.schema.problem import INDEX_BACKEND, Problem
+from ..harness.sweep.again import find
+from ..harness.worker.options import Options
+from ..harness.workload.problems import BadAxis
 
 # What may be given beside it; where it says how to measure, it counts before what the record says.
 OPTION_OF = {"budget_s": "group_budget_s", "gate_pairs": "pairs", "try_oversized": "try_oversized"}

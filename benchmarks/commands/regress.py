@@ -14,15 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..harness import regression
-from ..harness.cases import LEVELS, BadAxis
-from ..harness.commits import BadRange, Code, between
-from ..harness.host import Host
-from ..harness.process import ROOT, WorkerDied, WorkerTimeout
-from ..harness.record import CannotRecord, Record
-from ..harness.shown import shown_lines
-from ..harness.versus import Versus
-from ..harness.versus_plan import (
+from ..harness.regress import regression
+from ..harness.regress.commits import BadRange, Code, between
+from ..harness.regress.versus import Versus
+from ..harness.regress.versus_plan import (
     AIMED_ROUNDS,
     LEAN,
     MOST_ROUNDS,
@@ -33,7 +28,13 @@ from ..harness.versus_plan import (
     choose,
     problems_of,
 )
-from ..harness.workloads import WorkloadError
+from ..harness.schema.problem import LEVELS
+from ..harness.schema.record import CannotRecord, Record
+from ..harness.schema.shown import shown_lines
+from ..harness.worker.host import Host
+from ..harness.worker.process import ROOT, WorkerDied, WorkerTimeout
+from ..harness.workload.problems import BadAxis
+from ..harness.workload.workloads import WorkloadError
 from . import console as show
 from . import options as opt
 from . import regress_table as told

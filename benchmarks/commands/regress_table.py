@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ..harness.regression import ALPHA, MARGIN, Finding
-from ..harness.shown import shown
+from ..harness.regress.regression import ALPHA, MARGIN, Finding
+from ..harness.schema.shown import shown
 from . import console as show
 
 COLUMNS = ("backend", "problem", "time A", "time B", "B / A", "95% interval", "time", "peak A", "peak B", "memory")

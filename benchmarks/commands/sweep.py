@@ -8,14 +8,14 @@ from typing import Annotated, get_args
 
 import typer
 
-from ..harness import arms
-from ..harness import sweep as harness
-from ..harness.again import recall
-from ..harness.cases import BadAxis
-from ..harness.host import Host
-from ..harness.options import Options
-from ..harness.record import Status
-from ..harness.shown import shown
+from ..harness.levels import arms
+from ..harness.schema.record import Status
+from ..harness.schema.shown import shown
+from ..harness.sweep import sweep as harness
+from ..harness.sweep.again import recall
+from ..harness.worker.host import Host
+from ..harness.worker.options import Options
+from ..harness.workload.problems import BadAxis
 from . import console as show
 from . import options as opt
 from .recall import recalled

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from reports.panel import DASHES, WIDTH_IN, Drawing, Heading, Legend, render
-from reports.theme import SLOTS, Theme
+from reports.draw.panel import DASHES, WIDTH_IN, Drawing, Heading, Legend, render
+from reports.draw.theme import SLOTS, Theme
 
 POWER = {
     "cpu": "two arms, stopped by the clock's rule; margin 3%",

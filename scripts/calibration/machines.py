@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import signal
 
-from benchmarks.harness.clock import Cache
+from benchmarks.harness.ruler.clock import Cache
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ MACHINES = {
 
 
 class PaperClock:
-    """A clock of :func:`benchmarks.harness.interleave.interleave` for arms that return their true milliseconds."""
+    """A clock of ``interleave`` for arms that return their true milliseconds."""
 
     cache: Cache = "unspecified"
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import statistics as st
-from benchmarks.harness.clock import CpuClock
-from benchmarks.harness.interleave import interleave
-from benchmarks.harness.record import read
+from benchmarks.harness.ruler import statistics as st
+from benchmarks.harness.ruler.clock import CpuClock
+from benchmarks.harness.ruler.interleave import interleave
+from benchmarks.harness.schema.record import read
 
 TRIAL_S = 1.0
 BACKENDS = ("cpu_fused", "banded", "dense")
@@ -25,10 +25,10 @@ Trial = tuple[st.Verdict, bool, int]  # the verdict, whether the interval holds 
 
 def same_callable(seconds: float, *, n_atom: int = 128) -> Iterator[dict[str, Any]]:
     """Each backend's attention against itself in one process, by the clock and the rule of ``sweep``."""
-    from benchmarks.harness import arms, inputs
-    from benchmarks.harness.case import Case
-    from benchmarks.harness.cases import Axes, resolve
-    from benchmarks.harness.device import pin_threads
+    from benchmarks.harness.levels import arms, inputs
+    from benchmarks.harness.levels.case import Case
+    from benchmarks.harness.ruler.device import pin_threads
+    from benchmarks.harness.workload.problems import Axes, resolve
 
     pin_threads(1)
     problem, source = resolve(Axes(n_atom=n_atom, window=16, device="cpu"))

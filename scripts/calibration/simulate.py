@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import regression
-from benchmarks.harness.statistics import MARGIN
+from benchmarks.harness.regress import regression
+from benchmarks.harness.ruler.statistics import MARGIN
 
 from . import trials
 from .machines import MACHINES

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from benchmarks.harness import regression
-from benchmarks.harness import statistics as st
-from benchmarks.harness.interleave import interleave
+from benchmarks.harness.regress import regression
+from benchmarks.harness.ruler import statistics as st
+from benchmarks.harness.ruler.interleave import interleave
 
 from .machines import MACHINES, Machine, PaperClock
 

@@ -1,7 +1,0 @@
-"""asv: features, index and stack of an atom encoder, from positions to residues."""
-
-from .asv_suite import Suite
-
-
-class Encoder(Suite, level="encoder"):
-    """Features, index and stack of an atom encoder, from positions to residues."""

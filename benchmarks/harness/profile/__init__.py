@@ -1,0 +1,4 @@
+"""Where the time of one call goes.
+
+May import ``sweep`` and what it may.
+"""

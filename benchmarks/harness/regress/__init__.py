@@ -1,0 +1,4 @@
+"""Two states of the code measured against each other.
+
+May import ``sweep`` and what it may.
+"""

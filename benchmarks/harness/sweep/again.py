@@ -1,0 +1,101 @@
+"""From a record to its cell: the command that measures it once more, and the axes that it was resolved from.
+
+The command is for any machine: it names no folder. A file of the user's own, a structure or a backend, is named by its
+base name, so that the command runs beside it. Free of torch.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..schema.problem import INDEX_BACKEND, STACKED, SYNTHETIC, WIDTHS, Problem
+from ..schema.record import Record, read
+from ..workload import workloads
+from ..workload.problems import Axes, BadAxis, resolve
+
+OUT = "again.jsonl"  # of its own: what is on file elsewhere stays the newest there until it is looked at
+_KEY_AT_FILE = re.compile(r"(?P<key>.+?@[0-9a-f]{16})@(?P<file>.+)", re.DOTALL)
+
+
+def command(problem: Problem, backend: str, options: dict[str, Any], threads: object = None) -> str:
+    """``python -m benchmarks sweep --backend banded …``, quoted for a shell; ``check`` for what was only gated.
+
+    ``backend`` is a name or the path of a file, ``options`` as a record keeps them.
+    """
+    name = Path(backend).name
+    words = [*([] if name == INDEX_BACKEND else ["--backend", name]), *axes_words(problem)]
+    words += ["--threads", str(threads)] if isinstance(threads, int) else []
+    words += ["--pairs", str(options["gate_pairs"])]
+    if not options["speed"]:
+        return shlex.join(["python", "-m", "benchmarks", "check", *words])
+    words += ["--group-budget-s", f"{options['budget_s']:g}"]
+    words += ["--try-oversized"] if options["try_oversized"] else []
+    return shlex.join(["python", "-m", "benchmarks", "sweep", *words, "--fresh", "--out", OUT])
+
+
+def axes_words(problem: Problem) -> list[str]:
+    """A problem as options of the command line: every axis that a default could decide, and widths that differ."""
+    p = problem
+    axes: dict[str, object] = {name: getattr(p, name) for name in ("level", "mode", "dtype", "device")}
+    if p.workload == SYNTHETIC:
+        axes["n_atom"] = p.n_atom
+    else:
+        axes["workload" if p.workload in workloads.names() else "structure"] = p.workload
+    axes |= {"atoms": p.atoms, "window": p.window, "window_style": p.window_style}
+    axes |= {} if p.k_cap is None else {"k": p.k_cap}
+    axes |= {"heads": p.heads, "batch": p.batch}
+    axes |= {"n_blocks": p.n_blocks} if p.level in STACKED else {}
+    axes |= {n: v for n in WIDTHS if (v := getattr(p, n)) != Problem.model_fields[n].default}
+    axes["seed"] = p.seed
+    return [word for name, value in axes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def find(text: str) -> Record:
+    """The newest record of a cell, by ``KEY@FILE``, its key being ``backend@problem``.
+
+    Raises
+    ------
+    BadAxis, MalformedRecord
+    """
+    match = _KEY_AT_FILE.fullmatch(text)
+    if match is None:
+        example = "banded@0123456789abcdef@out/records.jsonl"
+        raise BadAxis(f"--again: expected BACKEND@PROBLEM@FILE, e.g. {example}; got {text!r}")
+    key, path = match["key"], Path(match["file"])
+    if not path.is_file():
+        raise BadAxis(f"--again: expected a file of records, {path} is none")
+    found = None
+    for record in read(path):
+        found = record if record.key == key else found
+    if found is None:
+        raise BadAxis(f"--again: {path} holds no record of {key}")
+    return found
+
+
+def recall(problem: Problem, structures: Sequence[str] = ()) -> Axes:
+    """The axes that this problem came from; its structure is looked for among ``structures``, by base name, and else
+    here.
+
+    Raises
+    ------
+    BadAxis, workloads.WorkloadError
+        Its structure is not there, or the code of now makes another problem of these axes.
+    """
+    p = problem
+    source = None if p.workload == SYNTHETIC else p.workload
+    if source is not None and source not in workloads.names():
+        source = next((path for path in structures if Path(path).name == source), source)
+    same = ("level", "mode", "device", "dtype", "atoms", "window", "window_style", "k_cap", "heads", "batch", "seed")
+    asked: dict[str, Any] = {name: getattr(p, name) for name in (*same, *WIDTHS)}
+    asked |= {"n_blocks": p.n_blocks} if p.level in STACKED else {}
+    axes = Axes(workload=source, n_atom=p.n_atom if source is None else None, **asked)
+    now, _ = resolve(axes)
+    if now != p:
+        differing = [f"{name} {getattr(p, name)} → {getattr(now, name)}" for name in Problem.model_fields
+                     if getattr(p, name) != getattr(now, name)]  # fmt: skip
+        raise BadAxis(f"--again: the same axes make another problem now: {', '.join(differing)}")
+    return axes

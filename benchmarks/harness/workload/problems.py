@@ -1,0 +1,189 @@
+"""What is asked for: axes become a problem with its sizes, and its memory is known before it is built.
+
+A *problem* (:class:`~..schema.problem.Problem`) decides the arithmetic; a *group* is the backends that are
+measured on it side by side. Everything here is arithmetic on sizes, free of torch: a plan of a
+thousand cells costs a second.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from ..schema.problem import (
+    ATOM_SETS,
+    DTYPES,
+    LARGEST,
+    LEVELS,
+    MODES,
+    OWN_INDEX,
+    STACKED,
+    SYNTHETIC,
+    WIDTHS,
+    WINDOW_STYLES,
+    AtomSet,
+    Problem,
+)
+from . import workloads
+from .workloads import Workload
+
+
+class BadAxis(ValueError):
+    """A value on an axis that no problem can have; names the option, what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One problem and the backends to measure on it, interleaved. ``source`` is what to load the
+    workload from (a name or a structure file's path); None for synthetic atoms."""
+
+    problem: Problem
+    backends: tuple[str, ...]
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Axes:
+    """One value per axis; ``workload`` is a system's name or a file's path, None for synthetic atoms."""
+
+    level: str = "attention"
+    mode: str = "fwd"
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: str = "float32"
+    workload: str | None = None
+    n_atom: int | None = None
+    atoms: str = "atom14"
+    window: int = 32
+    window_style: str = "residues"
+    k_cap: int | None = None
+    heads: int = 4
+    batch: int = 1
+    n_blocks: int = 3
+    c_atom: int = Problem.model_fields["c_atom"].default
+    c_atompair: int = Problem.model_fields["c_atompair"].default
+    c_token: int = Problem.model_fields["c_token"].default
+    c_pair: int = Problem.model_fields["c_pair"].default
+    seed: int = 0
+
+
+def grid(base: Axes, **axes: tuple) -> Iterator[Axes]:
+    """Every combination of the given axes, the last one fastest."""
+    for values in product(*axes.values()):
+        yield replace(base, **dict(zip(axes, values, strict=True)))
+
+
+@functools.lru_cache(maxsize=8)
+def workload_of(source: str | None, n_atom: int | None, atoms: AtomSet, seed: int) -> Workload:
+    """The atoms of one problem, loaded or made up."""
+    if source is None:
+        if n_atom is None:
+            raise BadAxis("--n-atom: a number of atoms or a --workload is needed, got neither")
+        return workloads.synthetic(n_atom, atoms=atoms, seed=seed)
+    if source in workloads.names():
+        return workloads.load(source, atoms=atoms)
+    return workloads.from_file(source, atoms)
+
+
+def resolve(axes: Axes) -> tuple[Problem, str | None]:
+    """The problem that these axes ask for, with every size filled in, and its source.
+
+    Raises
+    ------
+    BadAxis, workloads.WorkloadError
+    """
+    if axes.level == "index":  # integers, without a gradient
+        axes = replace(axes, mode="fwd", dtype="float32")
+    _check(axes)
+    atoms = axes.atoms
+    work = workload_of(axes.workload, axes.n_atom, atoms, axes.seed)  # type: ignore[arg-type]
+    if not is_text(work.name):
+        raise BadAxis(f"--structure: expected a file whose name is UTF-8, got {work.name!r}")
+    k, live = count_pairs(
+        work,
+        axes.window,
+        k_cap=axes.k_cap,
+        style=axes.window_style,
+        chains=axes.level not in ("decoder", "index"),
+    )
+    problem = _problem(
+        level=axes.level,
+        mode=axes.mode,
+        device=axes.device,
+        dtype=axes.dtype,
+        workload=SYNTHETIC if axes.workload is None else work.name,
+        atoms=atoms,
+        n_atom=work.n_atom,
+        n_res=work.n_res,
+        window=axes.window,
+        window_style=axes.window_style,
+        k_cap=axes.k_cap,
+        n_neighbor=k,
+        live_pairs=live * axes.batch,
+        batch=axes.batch,
+        heads=axes.heads,
+        n_blocks=axes.n_blocks if axes.level in STACKED else 1,
+        seed=axes.seed,
+        **{name: getattr(axes, name) for name in WIDTHS},
+    )
+    return problem, axes.workload
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name can be written into a record: not every name of bytes is one of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _problem(**sizes: Any) -> Problem:
+    try:
+        return Problem(**sizes)
+    except ValidationError as e:  # each axis is fine, their product has no name
+        raise BadAxis(f"the axes: expected a problem that can be counted, got {e.errors()[0]['loc'][0]}") from None
+
+
+def _check(axes: Axes) -> None:
+    for option, value, allowed in (
+        ("--level", axes.level, LEVELS),
+        ("--mode", axes.mode, MODES),
+        ("--dtype", axes.dtype, DTYPES),
+        ("--atoms", axes.atoms, ATOM_SETS),
+        ("--window-style", axes.window_style, WINDOW_STYLES),
+    ):
+        if value not in allowed:
+            raise BadAxis(f"{option}: expected one of {', '.join(allowed)}; got {value!r}")
+    for option, value in (
+        ("--n-atom", axes.n_atom),
+        ("--window", axes.window),
+        ("--k", axes.k_cap),
+        ("--heads", axes.heads),
+        ("--batch", axes.batch),
+        ("--n-blocks", axes.n_blocks),
+        *((f"--{name.replace('_', '-')}", getattr(axes, name)) for name in WIDTHS),
+    ):
+        if value is not None and not 1 <= value <= LARGEST:
+            raise BadAxis(f"{option}: expected a number of at least 1 and at most {LARGEST:,}, got {value}")
+    if not 0 <= axes.seed <= LARGEST:
+        raise BadAxis(f"--seed: expected a number of at least 0 and at most {LARGEST:,}, got {axes.seed}")
+    if axes.c_atom % axes.heads:
+        raise BadAxis(f"--heads: expected a divisor of c_atom = {axes.c_atom}, got {axes.heads}")
+    if axes.level in (*OWN_INDEX, "index") and (axes.k_cap is not None or axes.window_style != "residues"):
+        raise BadAxis(
+            f"--k, --window-style: level {axes.level} builds its own index from the window, "
+            f"expected neither, got --k {axes.k_cap} and --window-style {axes.window_style}"
+        )
+
+
+def count_pairs(
+    work: Workload, window: int, *, k_cap: int | None = None, style: str = "residues", chains: bool = True
+) -> tuple[int, int]:
+    """``(K, live pairs)`` of the index that :func:`.workloads.attention_index` would build, in O(N)."""
+    slots, start, stop = workloads.neighbour_runs(work, window, k_cap=k_cap, style=style, chains=chains)
+    return slots, int((stop - start).sum())

@@ -1,7 +1,0 @@
-"""asv: the fused GPU kernels as the compiler leaves them, read without a GPU: a spill is seen before it is slow."""
-
-from .asv_suite import Suite
-
-
-class Kernels(Suite, level="kernels"):
-    """Registers, spills, shared memory, occupancy and instructions of the kernels as ``triton_fused`` launches them."""

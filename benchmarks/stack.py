@@ -1,7 +1,0 @@
-"""asv: three blocks in turn, which share one index and so one plan."""
-
-from .asv_suite import Suite
-
-
-class Stack(Suite, level="stack"):
-    """Three blocks in turn, which share one index and so one plan."""

@@ -1,0 +1,4 @@
+"""Records and asv's results, read and sorted: all that a page shows comes through here.
+
+May import the bench's ``ruler``, ``schema`` and ``levels.cost``, and ``words``; never torch.
+"""

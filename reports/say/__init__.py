@@ -1,0 +1,4 @@
+"""The sentences of a page.
+
+May import ``find`` and what it may.
+"""
