@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from pallatom.architecture import atom_transformers
+from pallatom.architecture import _index
 from pallatom.architecture.atom_transformers import WINDOW_SIZE, build_sparse_pairs
 from variants._op import index_reference
 
@@ -30,7 +30,7 @@ def assert_same_index(tok: Tensor, window: int) -> None:
 )
 def test_agrees_with_all_pairs_compared(tok: list[int], window: int, is_sorted: bool, chunk: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atom_transformers, "_INDEX_CHUNK", chunk)
+        patch.setattr(_index, "_INDEX_CHUNK", chunk)
         assert_same_index(torch.tensor(sorted(tok) if is_sorted else tok, dtype=torch.int64), window)
 
 

@@ -157,7 +157,7 @@ def test_encoder_and_decoder_break_only_at_the_index(part: str) -> None:
         assert cases.error(got, want) < 1e-12
     reasons = list(torch._dynamo.utils.counters["graph_break"])
     assert len(reasons) == len(graphs) == 1
-    assert "_atom_pairs" in reasons[0]
+    assert "atom_pairs" in reasons[0]
 
 
 def test_shapes_alone_on_the_meta_device() -> None:
@@ -292,17 +292,17 @@ def test_trunk_channels_never_meet_atom_pairs(part: str) -> None:
 
 @pytest.fixture(scope="module")
 def checked() -> Iterator[ModuleType]:
-    """A second copy of the module whose jaxtyping signatures are checked on every call."""
+    """A second copy of the modules whose jaxtyping signatures are checked on every call."""
     pytest.importorskip("beartype")
-    name = "pallatom.architecture.atom_transformers"
-    package = sys.modules["pallatom.architecture"]
-    plain = sys.modules.pop(name)
+    package = "pallatom.architecture"
+    plain = {name: sys.modules.pop(f"{package}.{name}") for name in ("_index", "atom_transformers")}
     try:
-        with install_import_hook(name, "beartype.beartype"):
-            yield importlib.import_module(name)
+        with install_import_hook([f"{package}.{name}" for name in plain], "beartype.beartype"):
+            yield importlib.import_module(f"{package}.atom_transformers")
     finally:
-        sys.modules[name] = plain
-        package.atom_transformers = plain  # type: ignore[attr-defined]
+        for name, module in plain.items():
+            sys.modules[f"{package}.{name}"] = module
+            setattr(sys.modules[package], name, module)
 
 
 def test_shapes_of_every_signature_hold(checked: ModuleType) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import variants
 from benchmarks.harness.ruler.memory import peak_memory
+from pallatom.architecture import _index
 from pallatom.architecture import atom_transformers as layer
 from pallatom.architecture._remember import remembered
 from variants import _op
@@ -156,7 +157,7 @@ def test_a_models_index_goes_with_its_residues(batch: int | None) -> None:
     tok = torch.arange(30) // 3
     if batch:
         tok = tok.expand(batch, -1).clone()
-    made = weakref.ref(layer._atom_pairs(tok, 10, 8)[1])
+    made = weakref.ref(_index.atom_pairs(tok, 10, 8)[1])
     gc.collect()
     assert made() is not None
     del tok
@@ -169,8 +170,8 @@ def test_a_model_makes_its_index_once_and_again_when_residues_change(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[int] = []
-    build = layer.build_sparse_pairs
-    monkeypatch.setattr(layer, "build_sparse_pairs", lambda *a: built.append(1) or build(*a))
+    build = _index.build_sparse_pairs
+    monkeypatch.setattr(_index, "build_sparse_pairs", lambda *a: built.append(1) or build(*a))
     module, inputs = getattr(cases, part)(), arguments(part)
     first = module(**inputs)
     with torch.inference_mode():

@@ -327,8 +327,7 @@ def test_tuning_at_first_use(monkeypatch, tmp_path) -> None:
     kernels = {d: Kernel(d, "band", Sizes(torch.bfloat16, torch.bfloat16, *USUAL), _arch()) for d in DIRECTIONS}
     pool = {d: (k.shipped(), Config(16, 16, 8, 1)) for d, k in kernels.items()}
     monkeypatch.setattr(tune, "candidates", lambda kernel: pool[kernel.direction])
-    for name, empty in (("_tunings", []), ("_tried", set()), ("_best_here", {})):
-        monkeypatch.setattr(tune, name, empty)
+    monkeypatch.setattr(tune, "_process", tune.Process())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(tuned.TUNED_FILE, raising=False)
     monkeypatch.setenv(tuned.AUTOTUNE, "1")

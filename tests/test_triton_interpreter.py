@@ -25,7 +25,8 @@ from variants.triton import bench, tune
 from variants.triton import config as tiles
 from variants.triton.bench import GpuBench
 from variants.triton.config import Config, Sizes, backward_config, gather_config
-from variants.triton.launch import backward, in_order, queries_of
+from variants.triton.launch import backward
+from variants.triton.plans import holders_of, in_order, queries_of
 from variants.triton.tuned import Kernel
 
 pytestmark = pytest.mark.interpreted
@@ -140,7 +141,7 @@ def test_gather_with_a_mask_per_item(deterministic: bool) -> None:
 def test_an_inverted_table_holds_every_live_slot_once() -> None:
     idx, mask = scattered(17, 6)
     masks = torch.stack([mask, mask.roll(3, 0)])
-    held = triton_fused.launch.holders_of(idx, masks)
+    held = holders_of(idx, masks)
     live = masks.any(0)
     assert held.slots.dtype == torch.int32
     assert sorted(held.slots.tolist()) == live.flatten().nonzero()[:, 0].tolist()
@@ -395,7 +396,7 @@ def test_tuning_runs_every_kernel_on_inputs_of_its_own(direction, mode, monkeypa
     kernel = Kernel(direction, mode, Sizes(torch.float32, torch.float32, 2, 16, 8), 90)
     other = Config(1, 16, 16, 1) if mode == "gather" else Config(32, 16, 16, 1)
     monkeypatch.setattr(tune, "candidates", lambda kernel: (kernel.shipped(), other))
-    monkeypatch.setattr(tune, "_tunings", [])
+    monkeypatch.setattr(tune, "_process", tune.Process())
     monkeypatch.setattr(bench, "_WINDOW", 4)
     done = tune.tune_kernel(kernel, Untimed(kernel, "cpu", 23))
     assert [t.reason for t in done.trials] == [None, None]

@@ -13,7 +13,7 @@ import variants
 from tests.seam import scattered, seam
 from variants import UnsupportedError, triton_fused
 from variants.band.plan import band_plan
-from variants.triton import launch as launch
+from variants.triton import launch, plans
 from variants.triton.config import Sizes, shared_bytes
 
 INT_AXIS, LAST_AXES = 2**31 - 1, 65_535
@@ -56,7 +56,7 @@ def test_the_batch_is_on_the_axis_that_holds_it(kernels: Kernels, deterministic:
     o, low, lse = launch.forward(problem, plan)
     launch.backward(problem, plan, o, low, lse, o, deterministic=deterministic)
     launch.forward_gather(problem, idx)
-    holders = launch.holders_of(idx, made.valid_mask) if deterministic else None
+    holders = plans.holders_of(idx, made.valid_mask) if deterministic else None
     launch.backward_gather(problem, idx, o, low, lse, o, holders=holders)
     assert {"forward_band", "backward_prepare", "backward_band", "backward_finish"} <= kernels.grids.keys()
     assert {"forward_gather", "backward_gather"} <= kernels.grids.keys()
@@ -123,7 +123,7 @@ def test_what_is_shared_is_complete_and_known_to_every_stream_that_reads_it(monk
     streams = [Stream(7), Stream(8)]
     tensor = OnGpu(is_cuda=True, device=torch.device("cuda:1"), streams=[])
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[0])
-    shared = launch.Shared.of(tensor)  # pyright: ignore[reportArgumentType]
+    shared = plans.Shared.of(tensor)  # pyright: ignore[reportArgumentType]
     assert streams[0].waits == 1
     shared.here()
     assert tensor.streams == []
@@ -139,8 +139,8 @@ def test_what_a_capture_cannot_have_is_refused_by_name(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: launch.on(torch.device("cpu")))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(UnsupportedError, match="graph capture: one call with the same index, mask and sizes"):
-        launch.refuse_in_capture(device, "the plan")
-    launch.refuse_in_capture(torch.device("cpu"), "the plan")
+        plans.refuse_in_capture(device, "the plan")
+    plans.refuse_in_capture(torch.device("cpu"), "the plan")
     with pytest.raises(UnsupportedError, match=r"graph capture: .* was not there yet"), launch.on(device):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
     with pytest.raises(RuntimeError, match="something else"), launch.on(device):
@@ -166,7 +166,6 @@ def test_what_does_not_fit_is_gathered_and_said(monkeypatch) -> None:
     def too_large() -> None:
         raise OutOfResources(262_144, 232_448, "shared memory")
 
-    monkeypatch.setattr(launch, "_too_large", set())
     problem, made = _problem(1)
     plan = band_plan(made.neighbor_idx, made.valid_mask)
     assert launch.if_a_tile_fits("forward", problem, plan) is plan

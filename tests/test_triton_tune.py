@@ -68,8 +68,7 @@ def nothing_in_force(monkeypatch, tmp_path: Path):
     for name in (file.TUNED_FILE, file.AUTOTUNE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, empty in (("_tunings", []), ("_tried", set()), ("_best_here", {})):
-        monkeypatch.setattr(tuning, name, empty)
+    monkeypatch.setattr(tuning, "_process", tuning.Process())
     file.forget()
     file._warn_if_stale.cache_clear()
     yield
@@ -310,8 +309,7 @@ def test_first_use_tunes_once_and_the_next_process_reads(asked, monkeypatch) -> 
         assert tuning.tune_at_first_use(FORWARD, torch.device("cuda"), bench) == FAST
     assert made == [FORWARD]
     assert file.default_file().exists()
-    monkeypatch.setattr(tuning, "_tried", set())
-    monkeypatch.setattr(tuning, "_best_here", {})
+    monkeypatch.setattr(tuning, "_process", tuning.Process())
     monkeypatch.setattr(tuning, "tune_kernel", None)  # not called again
     assert tuning.choose("forward", "band", USUAL, torch.device("cuda"), 90) == FAST
 

@@ -57,6 +57,7 @@ from ._require import pair_weights, require
 from .band.plan import BandPlan, NotABand, band_plan
 from .triton import launch
 from .triton.config import PAIRS_A_PROGRAM, Sizes, backward_config
+from .triton.plans import holders_of, in_order
 from .triton.tune import tuning_ms
 from .triton.tuned import Direction
 
@@ -131,7 +132,7 @@ def _band_or_none(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan | None:
         plan = band_plan(neighbor_idx, valid_mask)
     except NotABand:
         return None
-    return plan if launch.in_order(plan) else None
+    return plan if in_order(plan) else None
 
 
 def _problem(
@@ -189,7 +190,7 @@ def atom_attention_backward(
             band = lambda: launch.backward(problem, plan, o, low, lse, grad_o, deterministic=deterministic)  # noqa: E731
             if (found := launch.if_it_fits("backward", problem, plan, band)) is not None:
                 return found
-        holders = launch.holders_of(neighbor_idx, valid_mask) if deterministic else None
+        holders = holders_of(neighbor_idx, valid_mask) if deterministic else None
         return launch.backward_gather(problem, neighbor_idx.contiguous(), o, low, lse, grad_o, holders=holders)
 
 

@@ -1,4 +1,4 @@
-"""Launches the kernels: allocates outputs, derives integer row plans from a band plan, and picks configurations."""
+"""Launches the kernels: allocates outputs, picks configurations, and passes each call's sizes and plans."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from pallatom.architecture._remember import remembered
 from .._backend import UnsupportedError
 from ..band.plan import BandPlan
 from .config import PAIRS_A_PROGRAM, Config, Sizes, gather_config, pairs_config, pow2, shared_bytes
+from .plans import Holders, queries_of, refuse_in_capture, rows_of
 from .tune import choose
 from .tuned import Direction
 
@@ -63,14 +64,6 @@ class Problem:
         return 10 * major + minor
 
 
-def refuse_in_capture(device: torch.device, what: str) -> None:
-    """Raise :class:`UnsupportedError` while a CUDA graph is captured: ``what`` takes a look at values, or would belong
-    to the graph and hold nothing before its first replay."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        need = "one call with the same index, mask and sizes (and its backward) is required before a graph is captured"
-        raise UnsupportedError([f"graph capture: {need}, {what} was not there yet"], who="TritonFusedBlock")
-
-
 @contextmanager
 def on(device: torch.device) -> Iterator[None]:
     """Kernels are launched on the current device: make it the tensors'. What CUDA itself refuses while a graph is
@@ -87,86 +80,6 @@ def on(device: torch.device) -> Iterator[None]:
             raise
 
 
-@dataclass(frozen=True)
-class Shared:
-    """Tensors that are made once and read on any stream: complete before they are handed out, and their memory is not
-    used again before every stream that read them is past it."""
-
-    tensors: tuple[Tensor, ...]
-    streams: set[int] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, *tensors: Tensor) -> Shared:
-        if not tensors[0].is_cuda:
-            return cls(tensors)
-        stream = torch.cuda.current_stream(tensors[0].device)
-        stream.synchronize()
-        return cls(tensors, {stream.cuda_stream})
-
-    def here(self) -> tuple[Tensor, ...]:
-        """The tensors, for the current stream."""
-        if self.tensors[0].is_cuda:
-            stream = torch.cuda.current_stream(self.tensors[0].device)
-            if stream.cuda_stream not in self.streams:
-                for tensor in self.tensors:
-                    tensor.record_stream(stream)
-                self.streams.add(stream.cuda_stream)
-        return self.tensors
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A band plan's base, start and stop as int32, and per key-block size the query ranges asked for so far."""
-
-    bounds: Shared
-    queries: dict[int, Shared] = field(default_factory=dict)
-
-
-@remembered
-def rows_of(plan: BandPlan) -> Rows:
-    refuse_in_capture(plan.base.device, "the plan of its rows")
-    return Rows(Shared.of(plan.base.int(), plan.start.int(), plan.stop.int()))
-
-
-def queries_of(plan: BandPlan, cols: int) -> Tensor:
-    """Int32 ``[4, blocks]`` per block of ``cols`` keys: first and last + 1 query that sees some of its keys, and such
-    that every query from the third to the fourth sees all of them (an empty range where rows are dead or not in order).
-    """
-    made = rows_of(plan).queries
-    if cols not in made:
-        refuse_in_capture(plan.base.device, "the plan of its keys")
-        made[cols] = Shared.of(_queries(plan, cols))
-    return made[cols].here()[0]
-
-
-def _queries(plan: BandPlan, cols: int) -> Tensor:
-    n = plan.start.numel()
-    first_key = torch.arange(0, n, cols, device=plan.start.device)
-    dead = plan.stop <= plan.start
-    reach = plan.stop.cummax(0).values  # non-decreasing, also past dead rows
-    begin = torch.where(dead, n, plan.start).flip(0).cummin(0).values.flip(0)
-    first = torch.searchsorted(reach, first_key, right=True)
-    last = torch.maximum(torch.searchsorted(begin, first_key + cols), first)
-    if plan.monotone and not bool(dead.any()):
-        inner_first = torch.searchsorted(reach, first_key + cols)
-        inner_last = torch.searchsorted(begin, first_key, right=True)
-    else:
-        inner_first, inner_last = last, last
-    inner_first = torch.clamp(inner_first, first, last)
-    return torch.stack([first, last, inner_first, torch.clamp(inner_last, inner_first, last)]).int()
-
-
-def in_order(plan: BandPlan) -> bool:
-    """Whether blocks of keys are seen by few rows that do not see them: the rows' ranges come to at most four times
-    the pairs of the band (always so where starts and stops never decrease)."""
-    if plan.monotone:
-        return True
-    cols = 16
-    first, last, *_ = queries_of(plan, cols)
-    visited = int((last - first).sum()) * cols
-    return visited <= 4 * (int((plan.stop - plan.start).sum()) + cols * plan.start.numel())
-
-
 _ROWS = 16  # per program of the kernels that go over rows
 
 
@@ -175,17 +88,16 @@ def _kernels(part: str) -> Any:
     return importlib.import_module(f".{part}", __package__)
 
 
-_too_large: set[tuple[Direction, bool, Sizes, int]] = set()
-"""What a launch found too large for this process's GPUs beyond what ``shared_bytes`` says."""
-
-
-def _tile(direction: Direction, problem: Problem, plan: BandPlan) -> tuple[Direction, bool, Sizes, int]:
-    return direction, plan.has_holes, problem.compiled_for, problem.arch
+@remembered
+def _too_large(plan: BandPlan) -> set[tuple[Direction, Sizes, int]]:
+    """Tiles (direction, sizes, architecture) that did not fit at a launch over this plan, whatever ``shared_bytes``
+    says."""
+    return set()
 
 
 def if_a_tile_fits(direction: Direction, problem: Problem, plan: BandPlan | None) -> BandPlan | None:
-    """The plan, where the band kernel of ``direction`` is to run: a multiprocessor has room for its tile."""
-    if plan is None or _tile(direction, problem, plan) in _too_large:
+    """``plan`` if a multiprocessor has room for the tile of ``direction``'s band kernel; else None."""
+    if plan is None or (direction, problem.compiled_for, problem.arch) in _too_large(plan):
         return None
     need = shared_bytes(direction, problem.compiled_for)
     fits = need == 0 or problem.arch == 0 or need <= _shared_limit(problem.q.device)
@@ -198,14 +110,16 @@ def _shared_limit(device: torch.device) -> int:
 
 
 def if_it_fits(direction: Direction, problem: Problem, plan: BandPlan, run: Callable[[], Made]) -> Made | None:
-    """What ``run`` gives; None, with a warning and from then on known, where its kernel wants more shared memory than a
-    multiprocessor has."""
+    """The result of ``run``; None, with a warning, if its kernel needs more shared memory than a multiprocessor has.
+
+    The plan remembers that, and :func:`if_a_tile_fits` then says so before the launch.
+    """
     from triton.runtime.errors import OutOfResources
 
     try:
         return run()
     except OutOfResources as e:
-        _too_large.add(_tile(direction, problem, plan))
+        _too_large(plan).add((direction, problem.compiled_for, problem.arch))
         warnings.warn(f"triton_fused: the {direction}'s tile does not fit this GPU ({e}): gathered", stacklevel=2)
         return None
 
@@ -328,34 +242,6 @@ def forward_gather(
         **problem.dims() | config.gather_constants(), KEEP_LOW=keep_low, **config.options(),
     )  # fmt: skip
     return o, low, lse
-
-
-@dataclass(frozen=True)
-class Holders:
-    """A neighbour table inverted: ``slots`` as ``l K + k``, sorted by the atom that they hold; atom m's are those from
-    ``first[m]`` to ``first[m + 1]``. Slots that are dead in every batch item are left out."""
-
-    shared: Shared
-
-    @property
-    def slots(self) -> Tensor:
-        return self.shared.here()[0]
-
-    @property
-    def first(self) -> Tensor:
-        return self.shared.here()[1]
-
-
-@remembered
-def holders_of(neighbor_idx: Tensor, valid_mask: Tensor) -> Holders:
-    """4 bytes per live slot (8 from 2**31 slots on), and while it is made some 40."""
-    n = neighbor_idx.shape[0]
-    live = valid_mask if valid_mask.dim() == 2 else valid_mask.any(0)
-    slots = live.flatten().nonzero()[:, 0]
-    atoms, order = neighbor_idx.flatten()[slots].sort(stable=True)
-    first = torch.searchsorted(atoms, torch.arange(n + 1, device=atoms.device))
-    narrow = torch.int32 if live.numel() < 2**31 else torch.int64
-    return Holders(Shared.of(slots[order].to(narrow), first))
 
 
 def backward_gather(

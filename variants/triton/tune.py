@@ -46,10 +46,6 @@ LEAD = 0.02
 _AGREES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 _log = logging.getLogger(__name__)
-_tunings: list[Tuning] = []
-_tried: set[Kernel] = set()
-_best_here: dict[Kernel, Config] = {}  # for the life of this process, also where the file cannot be written
-_one_at_a_time = threading.RLock()
 
 
 class Bench(Protocol):
@@ -89,6 +85,26 @@ class Tuning:
     @property
     def best_ms(self) -> float:
         return next(t.ms for t in self.trials if t.config == self.best and t.ms is not None)
+
+
+class Process:
+    """What this process has tuned: ``done`` in order, ``tried`` at first use. One kernel is tuned at a time.
+
+    It is the process's because a kernel is tuned once in it, whoever asks, and because the time that this took is no
+    part of the time of the call that asked. Results serve here also where the file cannot be written.
+    """
+
+    def __init__(self) -> None:
+        self.done: list[Tuning] = []
+        self.tried: set[Kernel] = set()
+        self.lock = threading.RLock()
+
+    def best(self, kernel: Kernel) -> Config:
+        """The kernel's configuration as it was last tuned here; the shipped default if it was not."""
+        return next((t.best for t in reversed(self.done) if t.kernel == kernel), None) or kernel.shipped()
+
+
+_process = Process()
 
 
 class TuningError(RuntimeError):
@@ -142,7 +158,7 @@ def tune_kernel(kernel: Kernel, bench: Bench, clock: Callable[[], float] = time.
     if best_ms > (1 - LEAD) * timed[0][0]:
         best = shipped
     done = Tuning(kernel, bench.device, best, tuple(trials), 1e3 * (clock() - begin))
-    _tunings.append(done)
+    _process.done.append(done)
     _log.info("%s: %s, %.4f ms (shipped: %.4f), tuned in %.0f ms", kernel.name, best, done.best_ms, done.shipped_ms,
               done.tuning_ms)  # fmt: skip
     return done
@@ -176,12 +192,12 @@ def _short(e: Exception) -> str:
 
 def tunings() -> tuple[Tuning, ...]:
     """Everything that this process has tuned, in order."""
-    return tuple(_tunings)
+    return tuple(_process.done)
 
 
 def tuning_ms() -> float:
     """What tuning has taken in this process so far."""
-    return sum(done.tuning_ms for done in _tunings)
+    return sum(done.tuning_ms for done in _process.done)
 
 
 def keep(done: Tuning, path: Path) -> None:
@@ -242,12 +258,12 @@ def _shipped(direction: Direction, mode: Mode, sizes: Sizes, arch: int) -> Confi
 def tune_at_first_use(kernel: Kernel, device: torch.device, bench: Callable[[Kernel], Bench] = gpu_bench) -> Config:
     """Tune once in a process. Where that cannot be, a warning says why and the default serves."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return _best_here.get(kernel, kernel.shipped())  # a graph is being captured: not now
-    with _one_at_a_time:
-        if kernel not in _tried:
-            _tried.add(kernel)
+        return _process.best(kernel)  # tuning would synchronise, which a capture forbids
+    with _process.lock:
+        if kernel not in _process.tried:
+            _process.tried.add(kernel)
             _tune_here(kernel, device, bench)
-        return _best_here.get(kernel, kernel.shipped())
+        return _process.best(kernel)
 
 
 def _tune_here(kernel: Kernel, device: torch.device, bench: Callable[[Kernel], Bench]) -> None:
@@ -258,7 +274,6 @@ def _tune_here(kernel: Kernel, device: torch.device, bench: Callable[[Kernel], B
             raise TuningError(f"a CUDA device is required to tune, {device} was found")
         with torch.cuda.device(device):
             done = tune_kernel(kernel, bench(kernel))
-        _best_here[kernel] = done.best
         keep(done, path)
     except (TuningError, torch.OutOfMemoryError, OSError) as e:
         warnings.warn(f"{AUTOTUNE}: {kernel.name}: {_short(e)}", stacklevel=4)
