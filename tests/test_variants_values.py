@@ -110,6 +110,26 @@ def test_what_overflows_is_never_a_finite_wrong_number(name: str, values: str, d
         assert (right | ~got[what].flatten(2).isfinite().any(2)[:, live]).all(), what
 
 
+@pytest.mark.parametrize("shift", [-1e12, -1e31])
+@pytest.mark.parametrize("name", variants.names())
+def test_a_score_however_low_is_above_that_of_a_pair_that_is_none(name: str, shift: float) -> None:
+    """The norm's bias shifts every score of a row alike, which a softmax does not see: right is the answer without it,
+    or that of float64, which loses the scores beside 1e31 as float32 does."""
+    _runs(name, torch.float32)
+    made, _ = _problem(Values(), torch.float32)
+    with torch.no_grad():
+        made.block.pair_bias.weight.copy_(made.block.pair_bias.weight.abs())
+        plain = made.block._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+        made.block.norm_pair.bias.fill_(shift)
+        exact = [x.detach().double() for x in (*made.inputs, *made.block.norm_pair.parameters())]
+        weight = made.block.pair_bias.weight.double()
+        lost = attention_reference(*exact, weight, made.neighbor_idx, made.valid_mask, made.block.norm_pair.eps)
+        got = variants.convert(made.block, name)._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+        layer = made.block._attend(*made.inputs, made.neighbor_idx, made.valid_mask)
+    errors = [float((got.double() - right).norm() / right.norm()) for right in (plain.double(), lost, layer.double())]
+    assert min(errors) < 1e-4, errors
+
+
 @pytest.mark.parametrize("name", SATURATED)
 def test_a_saturated_softmax_keeps_its_gradients_in_bf16(name: str) -> None:
     _runs(name, torch.bfloat16)

@@ -6,8 +6,8 @@ without duplicates will do. Blocks exist once per (index, mask) and are remember
 
 Two things the library does not do. Its softmax subtracts one maximum of the *whole* tensor and clamps the sum at
 1e-24, so a row that lies far below the greatest score comes out wrong: each row's own maximum is subtracted first,
-detached, which changes no mathematics. And it adds no bias: the bias goes into the blocks' values, dead cells get −1e9
-(−inf would make NaN gradients). 16-bit inputs are computed in float32, where that constant fits.
+detached, which changes no mathematics. And it adds no bias: the bias goes into the blocks' values, dead cells get −inf,
+or 0 in rows without a live pair, whose softmax would be NaN and is dropped. 16-bit inputs are computed in float32.
 
 Cost model: scores, bias blocks and weights of every cell of every block pass through memory about ten times; blocks of
 Q, K and V are copied once per block. The library calls ``nonzero`` on the layout [H, N/32, N/32] in each of its three
@@ -31,7 +31,6 @@ from ._require import require
 from .libraries.xformers import library_reasons
 
 _SIDE = 32  # atoms per side of a block; the library takes 16 or more
-_FILL = -1e9  # the score of a dead cell
 _MAX_LAYOUT = 2**28  # the layout is dense, N/32 squared, and the library's nonzero on CUDA counts in 32 bits over heads
 
 
@@ -73,12 +72,16 @@ def layout(neighbor_idx: Tensor, valid_mask: Tensor) -> Layout:
 
 
 def bias_cells(bias: Tensor, valid_mask: Tensor, where: Layout) -> Tensor:
-    """``bias [B, N, K, H]`` at its cells: ``[B, H, nnz · side²]``, −1e9 in cells that no live pair owns."""
+    """``bias [B, N, K, H]`` at its cells: ``[B, H, nnz · side²]``; in cells that no live pair owns −∞, or 0 in rows
+    without one. No finite number would do: a live pair's bias may be any, and lie far below it."""
     batch, heads, cells = bias.shape[0], bias.shape[3], where.row.numel() * _SIDE**2
+    dead = torch.zeros_like(where.alive, dtype=bias.dtype).masked_fill(where.alive, -math.inf)  # [N] or [B, N]
     if valid_mask.dim() == 3:
-        bias = torch.where(valid_mask[..., None], bias, _FILL)
-    by_head = bias.flatten(1, 2).transpose(1, 2)
-    return bias.new_full((batch, heads, cells + 1), _FILL).index_copy_(2, where.cell, by_head)[..., :cells]
+        bias = torch.where(valid_mask[..., None], bias, dead[..., None, None])
+    by_row = torch.nn.functional.pad(dead, (0, -dead.shape[-1] % _SIDE)).view(-1, where.blocks.shape[0], _SIDE)
+    values = bias.new_empty(batch, heads, cells + 1)
+    values[..., :cells].unflatten(2, (-1, _SIDE, _SIDE)).copy_(by_row[:, None, where.row, :, None])
+    return values.index_copy_(2, where.cell, bias.flatten(1, 2).transpose(1, 2))[..., :cells]
 
 
 def row_shifted(values: Tensor, where: Layout) -> Tensor:
