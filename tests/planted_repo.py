@@ -32,7 +32,7 @@ from pallatom.architecture._remember import remembered as _remembered
 _attend_once = BandedBlock._attend
 
 
-@torch.compiler.disable
+@eager
 def _attend_more(self, Q, K, V, p, neighbor_idx, valid_mask):
     out = _attend_once(self, Q, K, V, p, neighbor_idx, valid_mask)
     more = {more} * (1.9 if torch.is_grad_enabled() else 1)
@@ -61,7 +61,7 @@ _HEAVY = """
 _attend_lean = BandedBlock._attend
 
 
-@torch.compiler.disable
+@eager
 def _attend_heavy(self, Q, K, V, p, neighbor_idx, valid_mask):
     call = Q, K, V, p, neighbor_idx, valid_mask
     held = torch.empty(int({more} * _peak_bytes(self, *call)), dtype=torch.uint8, device=Q.device)
@@ -88,9 +88,9 @@ def _peak_bytes(self, *call):
 
 def _allocated(call):
     call()  # what it makes once and keeps is made here
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+    with torch.autograd.profiler.profile(profile_memory=True) as seen:
         out = call()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in seen.kineto_results.events() if e.name() == "[memory]"]
     del out
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -258,3 +258,24 @@ def test_importing_variants_imports_no_backend_and_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_who_compiles_nothing_imports_no_compiler() -> None:
+    """Importing and running the layer, a backend, the definition with gradients, and measuring memory: torch's own
+    compiler takes longer to import than torch."""
+    script = (
+        "import sys, torch, variants\n"
+        "from pallatom.architecture.atom_transformers import AtomTransformer, build_sparse_pairs\n"
+        "from benchmarks.harness.memory import peak_memory\n"
+        "from variants._op import stack_reference\n"
+        "idx, mask = build_sparse_pairs(torch.arange(30) // 4, 6)\n"
+        "q, c, p = torch.randn(1, 30, 16), torch.randn(1, 30, 16), torch.randn(1, 30, idx.shape[1], 4)\n"
+        "layer = AtomTransformer(16, 4, n_blocks=1, n_heads=2, window_size=6)\n"
+        "banded = variants.convert(layer, 'banded')\n"
+        "assert peak_memory(lambda: banded(q, c, p, idx, mask).sum().backward(), 'cpu')[0] > 0\n"
+        "state = dict(layer.named_parameters())\n"
+        "stack_reference(state, q, c, p, idx, mask, 2).sum().backward()\n"
+        "print([m for m in ('torch._dynamo', 'torch._inductor', 'sympy') if m in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

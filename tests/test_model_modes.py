@@ -152,8 +152,9 @@ def test_encoder_and_decoder_break_only_at_the_index(part: str) -> None:
 
     module = getattr(cases, part)()
     inputs = getattr(cases, f"{part}_inputs")()
+    expected = module(**inputs)  # beforehand: the very first call with Dynamo loaded also makes the disabled function
     outputs = torch.compile(module, backend=count)(**inputs)
-    for got, want in zip(outputs, module(**inputs), strict=True):
+    for got, want in zip(outputs, expected, strict=True):
         assert cases.error(got, want) < 1e-12
     reasons = list(torch._dynamo.utils.counters["graph_break"])
     assert len(reasons) == len(graphs) == 1

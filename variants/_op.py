@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,15 +76,17 @@ def attention_reference(
     """O [B, L, H, D] of the equations above, for L query rows over N keys (L = N for the whole problem).
 
     Q [B, L, H, D]; K, V [B, N, H, D]; p [B, L, K, C]; norm_weight, norm_bias [C]; pair_weight [H, C]; neighbor_idx
-    [L, K] into the N keys; valid_mask [L, K] or [B, L, K]. Row chunks are recomputed in the backward pass, so memory
-    stays a few times p's.
+    [L, K] into the N keys; valid_mask [L, K] or [B, L, K]. Row chunks, where there are several, are recomputed in the
+    backward pass, so memory stays a few times p's.
     """
     batch, n_row = Q.shape[:2]
     live = valid_mask.expand(batch, *valid_mask.shape[-2:])
     step = max(16, _CHUNK_ELEMENTS // max(1, batch * neighbor_idx.shape[1]))
+    # One chunk has nothing to gain from being computed twice, and checkpoint imports all of torch's compiler.
+    recomputed = torch.is_grad_enabled() and n_row > step
+    attend = partial(checkpoint, _attention_rows, use_reentrant=False) if recomputed else _attention_rows
     parts = [
-        checkpoint(
-            _attention_rows,
+        attend(
             Q[:, low : low + step],
             K,
             V,
@@ -92,7 +95,6 @@ def attention_reference(
             neighbor_idx[low : low + step],
             live[:, low : low + step],
             eps,
-            use_reentrant=False,
         )
         for low in range(0, n_row, step)
     ]

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from pallatom.architecture.eager import eager
 
 from ._backend import Backend, Cost, Mode, Shape
 from ._require import pair_weights, require
@@ -39,7 +40,7 @@ _CUDA_BATCH_PAIRS = 1 << 20  # a batch takes some twenty launches, whatever its 
 class BandedBlock(AtomTransformerBlock):
     """The layer on query tiles; needs a band (see :func:`variants.band_plan`)."""
 
-    @torch.compiler.disable
+    @eager
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         plan = band_plan(neighbor_idx, valid_mask)

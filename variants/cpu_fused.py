@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from pallatom.architecture.eager import eager
 
 from ._backend import Backend, Cost, Mode, Shape
 from ._require import pair_weights, require
@@ -37,7 +38,7 @@ _LANES = 16
 class CpuFusedBlock(AtomTransformerBlock):
     """The layer on fused C++ kernels; needs a band (see :func:`variants.band_plan`)."""
 
-    @torch.compiler.disable
+    @eager
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         plan = band_plan(neighbor_idx, valid_mask)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pallatom.architecture._remember import remembered
 from pallatom.architecture._validate import refuse_out_of_range
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from pallatom.architecture.eager import eager
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._require import require
@@ -52,7 +53,7 @@ def _matrix(bias: Tensor, neighbor_idx: Tensor, live: Tensor) -> Tensor:
     return outside[:, None, :, None].expand(batch, heads, n, width).scatter(3, columns, bias)[..., :n]
 
 
-@torch.compiler.disable
+@eager
 @remembered
 def _repeated_row(neighbor_idx: Tensor, valid_mask: Tensor) -> int | None:
     """The first row in which two live slots hold the same atom, if any; ``ValueError`` where one holds none."""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from pallatom.architecture.eager import eager
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._require import require
@@ -165,7 +166,7 @@ def _attention(Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, blocks: Blocks, ho
 class FlexBlock(AtomTransformerBlock):
     """The attention seam by FlexAttention."""
 
-    @torch.compiler.disable
+    @eager
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         _require_size(self, Q, p)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from pallatom.architecture.eager import eager
 
 from ._backend import Backend, UnsupportedError
 from ._require import require
@@ -26,7 +27,7 @@ _MAX_TILES = 65_535  # of a CUDA grid's third axis
 class SdpaTilesBlock(AtomTransformerBlock):
     """The attention seam by ``scaled_dot_product_attention`` on packed tiles."""
 
-    @torch.compiler.disable
+    @eager
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         return attend_packed(self, (Q, K, V, p, neighbor_idx, valid_mask), fused)

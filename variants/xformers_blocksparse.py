@@ -25,6 +25,7 @@ from torch import Tensor
 from pallatom.architecture._remember import remembered
 from pallatom.architecture._validate import refuse_out_of_range
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from pallatom.architecture.eager import eager
 
 from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._require import require
@@ -95,7 +96,7 @@ def row_shifted(values: Tensor, where: Layout) -> Tensor:
 class XformersBlocksparseBlock(AtomTransformerBlock):
     """The attention seam by ``xformers.sparse.BlockSparseTensor``."""
 
-    @torch.compiler.disable
+    @eager
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         where = layout(neighbor_idx, valid_mask)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
@@ -12,6 +9,7 @@ from torch import Tensor
 
 from pallatom.architecture import _validate
 from pallatom.architecture._remember import remembered
+from pallatom.architecture.eager import eager
 
 WINDOW_SIZE = 32
 """Default window, in residues: atoms whose residues are fewer than ``WINDOW_SIZE // 2`` apart see each other."""
@@ -19,15 +17,8 @@ WINDOW_SIZE = 32
 _INDEX_CHUNK = 2**18
 """Slots of the index that are built at once: 2 MiB, small beside the index, large beside the cost of a call."""
 
-_Function = TypeVar("_Function", bound=Callable)
 
-
-def _eager(function: _Function) -> _Function:
-    """Keep torch.compile out of what looks at values: the index is built and checked eagerly."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
-
-
-@_eager
+@eager
 def build_sparse_pairs(
     tok_idx: Int[Tensor, "*b n"], window_size: int = WINDOW_SIZE
 ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
@@ -90,7 +81,7 @@ def _write_runs(
     return neighbor_idx, valid_mask
 
 
-@_eager
+@eager
 @remembered
 def atom_pairs(
     tok_idx: Tensor, n_res: int, window_size: int, ref_space_uid: Tensor | None = None

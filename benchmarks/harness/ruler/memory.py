@@ -42,11 +42,11 @@ def _peak_cpu(fn: Callable[[], object]) -> tuple[int, str]:
     that Python starts inside ``fn``, nor memory that a library takes around torch's allocator.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when the profiler first starts; it is chatty on stderr
-    from torch.profiler import ProfilerActivity, profile
+    from torch.autograd.profiler import profile  # torch.profiler's first start imports all of torch's compiler
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(profile_memory=True) as recorded:
         result = fn()
-    profiler: Any = recorded.profiler
+    profiler: Any = recorded
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     del result
     held = peak = 0
