@@ -22,7 +22,7 @@ from benchmarks.harness.ruler import statistics
 from benchmarks.harness.ruler.statistics import Ratio
 from reports import words
 from reports.draw import theme
-from reports.draw.panel import DASHES, WIDTH_IN, Drawing, Heading, Legend, backend_handle
+from reports.draw.panel import DASHES, WIDTH_IN, Drawing, Heading, Legend, backend_handle, cut
 from reports.draw.theme import Theme
 from reports.find.analyse import BASELINE, Contest, Pair
 from reports.read.load import Cell
@@ -69,7 +69,7 @@ class Rows:
         width = (WIDTH_IN - self.left_in - RIGHT_IN) / WIDTH_IN
         ax = figure.add_axes((self.left_in / WIDTH_IN, foot / height, width, plot / height))
         ax.set_ylim(n - 0.5, -0.5)
-        ax.set_yticks(range(n), list(self.labels), fontsize=8.6)
+        ax.set_yticks(range(n), [cut(label) for label in self.labels], fontsize=8.6)
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)
         self.heading.draw(figure, height, t)

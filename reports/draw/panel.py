@@ -30,6 +30,7 @@ from reports.draw import svg, theme
 from reports.draw.theme import DARK, LIGHT, Theme
 
 WIDTH_IN = 5.8
+MOST_LINES, MOST_LETTERS = 8, 80  # of a heading, of a line beside an axis: more than any but a hostile record's
 PNG_DPI = 160
 DASHES, DOTS = (0, (5, 3)), (0, (1, 2))
 FONTS = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
@@ -105,11 +106,18 @@ def render(drawing: Drawing, folder: Path) -> Picture:
     return Picture(drawing.name, drawing.title, drawing.alt, svg.inline(light))
 
 
+def cut(label: str) -> str:
+    """A label whose lines are no longer than any figure has room for."""
+    return "\n".join(ln if len(ln) <= MOST_LETTERS else f"{ln[: MOST_LETTERS - 1]}…" for ln in label.split("\n"))
+
+
 class Heading:
-    """Title and subtitle at the top left, wrapped so that a wide fallback font still fits."""
+    """Title and subtitle at the top left, wrapped so that a wide fallback font still fits, and cut where a record's
+    texts are longer than a figure has room for."""
 
     def __init__(self, title: str, subtitle: str) -> None:
-        self.title, self.subtitle = textwrap.wrap(title, 54), textwrap.wrap(subtitle, 76)
+        self.title = textwrap.wrap(title, 54, max_lines=MOST_LINES, placeholder=" …")
+        self.subtitle = textwrap.wrap(subtitle, 76, max_lines=MOST_LINES, placeholder=" …")
 
     @property
     def inches(self) -> float:
