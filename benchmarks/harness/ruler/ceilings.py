@@ -249,7 +249,7 @@ def _bandwidth(device: str, size: int, seconds: Seconds) -> Bandwidth:
 
     probes = _moves(device, size)
     found = [_reach(probes, seconds)]
-    if device == "cpu":
+    if device == "cpu" and torch.get_num_threads() > 1:
         at_once = torch.get_num_threads() if size <= (last_cache_bytes() or 0) else 1
         with _one_thread():
             found.append([way.times(at_once) for way in _reach(probes, seconds)])
