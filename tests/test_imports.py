@@ -266,7 +266,7 @@ def test_who_compiles_nothing_imports_no_compiler() -> None:
     script = (
         "import sys, torch, variants\n"
         "from pallatom.architecture.atom_transformers import AtomTransformer, build_sparse_pairs\n"
-        "from benchmarks.harness.memory import peak_memory\n"
+        "from benchmarks.harness.ruler.memory import peak_memory\n"
         "from variants._op import stack_reference\n"
         "idx, mask = build_sparse_pairs(torch.arange(30) // 4, 6)\n"
         "q, c, p = torch.randn(1, 30, 16), torch.randn(1, 30, 16), torch.randn(1, 30, idx.shape[1], 4)\n"
