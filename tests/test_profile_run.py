@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.commands import app, pipeline
-from benchmarks.harness.profile.profiles import Profiler, Settings
+from benchmarks.harness.profile.profiles import Profiles, settings
 from benchmarks.harness.schema.profile import PROFILES, Profile, scan_profiles
 from benchmarks.harness.schema.record import Record
 from benchmarks.harness.sweep import sweep as harness
@@ -44,6 +44,14 @@ def host() -> Iterator[Host]:
         yield shared
 
 
+class Told(harness.Observer):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def recorded(self, records: list) -> None:
+        self.names += [one.backend for one in records]
+
+
 @pytest.fixture(scope="module")
 def ran(host: Host, tmp_path_factory) -> tuple[Path, harness.Group, list[Profile]]:
     """Two good backends among all that can go wrong, profiled into a folder."""
@@ -56,9 +64,9 @@ def ran(host: Host, tmp_path_factory) -> tuple[Path, harness.Group, list[Profile
         for name in ENDS
     ]  # fmt: skip
     group = groups_of(tuple(specs), mode=("fwdbwd",))[0]
-    told: list[str] = []
-    found = Profiler(host, Settings(folder=folder / "out")).run([group], lambda one: told.append(one.backend))
-    assert sorted(told) == sorted(ENDS)
+    told = Told()
+    found = Profiles([group], settings(folder / "out"), told, host).run().records
+    assert sorted(told.names) == sorted(ENDS)
     return folder / "out", group, found
 
 
@@ -113,7 +121,7 @@ def test_what_is_on_file_is_not_profiled_again_but_a_crash_is(ran, host: Host, m
         return ask(what, **arguments)
 
     monkeypatch.setattr(host, "ask", listening)
-    again = Profiler(host, Settings(folder=folder)).run([group])
+    again = Profiles([group], settings(folder), Told(), host).run().records
     assert set(asked[0]) == {name for name, (status, _) in ENDS.items() if status not in ("ok", "unsupported")}
     assert len(again) == len(found)
 
@@ -121,16 +129,17 @@ def test_what_is_on_file_is_not_profiled_again_but_a_crash_is(ran, host: Host, m
     monkeypatch.setattr(host, "describe", lambda device: moved)
     asked.clear()
     only = replace(group, backends=("gather",))
-    Profiler(host, Settings(folder=folder)).run([only])
+    Profiles([only], settings(folder), Told(), host).run()
     assert asked == [["gather"]], "another commit's profile does not count"
 
 
 def test_a_profile_that_never_ends_costs_its_time_only(host: Host, tmp_path: Path) -> None:
     hangs = plant(tmp_path, "hangs", "while True: pass")
     groups = groups_of((hangs, "gather"))
-    settings = Settings(folder=tmp_path / "out", until=time.monotonic() + 4)
-    assert Profiler(host, settings).run(groups) == []
-    assert Profiler(host, replace(settings, until=time.monotonic() - 1)).run(groups) == []
+    for seconds in (4, -1):
+        asked = settings(tmp_path / "out", until=time.monotonic() + seconds)
+        outcome = Profiles(groups, asked, Told(), host).run()
+        assert (outcome.records, outcome.unfinished) == ([], 2)
     assert not (tmp_path / "out" / PROFILES).exists()
 
 
@@ -150,11 +159,11 @@ def test_the_command_prints_json_and_nothing_else(tmp_path: Path) -> None:
 def test_the_exit_code_says_whether_something_failed(monkeypatch, status: str, code: int) -> None:
     failed = a_profile(status=status, reason="for a reason")
 
-    def run(self, groups, tell) -> list[Profile]:
-        tell(failed)
-        return [failed]
+    def run(self) -> harness.Outcome[Profile]:
+        self.observer.recorded([failed])
+        return harness.Outcome([failed], [failed], 0, 1.0)
 
-    monkeypatch.setattr(pipeline.profiles.Profiler, "run", run)
+    monkeypatch.setattr(pipeline.profiles.Profiles, "run", run)
     result = CliRunner().invoke(app, ["profile", "banded", "-n", "64", "--device", "cpu"])
     assert result.exit_code == code
     assert f"{status} for a reason" in result.output
@@ -188,7 +197,7 @@ class World:
         monkeypatch.setattr(pipeline.doctor, "examine", self.examine)
         monkeypatch.setattr(pipeline.doctor, "render", lambda found, console: None)
         monkeypatch.setattr(pipeline.harness, "Sweep", self.sweep)
-        monkeypatch.setattr(pipeline.profiles, "Profiler", self.profiler)
+        monkeypatch.setattr(pipeline.profiles, "Profiles", self.profiles)
         monkeypatch.setattr(pipeline, "_report", self.report)
 
     @staticmethod
@@ -212,20 +221,19 @@ class World:
 
         return Swept()
 
-    def profiler(self, host, settings):
+    def profiles(self, groups, settings, observer, host):
         world = self
 
         class Profiled:
-            def run(self, groups, tell) -> list[Profile]:
-                left = settings.until - world.now
+            def run(self) -> harness.Outcome[Profile]:
+                left = settings.budget_s
                 world.steps.append(("profile", groups[0].problem.device, left, [g.backends for g in groups]))
                 if world.broken is not None:
                     raise world.broken
                 world.now += min(left, 20.0)
                 found = [a_profile(name) for g in groups for name in g.backends]
-                for one in found:
-                    tell(one)
-                return found
+                observer.recorded(found)
+                return harness.Outcome(found, found, 0, 20.0)
 
         return Profiled()
 
@@ -269,6 +277,6 @@ def test_the_gpu_run_reaches_its_profiles_whatever_the_sweep_takes(monkeypatch, 
 def test_nothing_measured_means_nothing_profiled(monkeypatch) -> None:
     said = io.StringIO()
     groups = groups_of(("gather",))
-    monkeypatch.setattr(pipeline.profiles, "Profiler", None)
+    monkeypatch.setattr(pipeline.profiles, "Profiles", None)
     pipeline._profiles(Console(file=said), groups, Options(), [], Path("unused"), 0.0, Host())
     assert "none of its problems has a time yet" in said.getvalue()

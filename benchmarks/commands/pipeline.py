@@ -159,22 +159,17 @@ def _profiles(
     if not chosen:
         console.print("Nothing to profile: none of its problems has a time yet.")
         return
-    settings = profiles.Settings(folder=out, gate_pairs=options.gate_pairs, until=until, argv=opt.command_line())
-    made: list[profiles.Profile] = []
-
-    def tell(one: profiles.Profile) -> None:
-        made.append(one)
-        profiling.render(one, console)
-
+    settings = profiles.settings(out, gate_pairs=options.gate_pairs, until=until, argv=opt.command_line())
+    shown = profiling.Rendered(console)
     try:
-        found = profiles.Profiler(host, settings).run(chosen, tell)
+        found = profiles.Profiles(chosen, settings, shown, host).run().records
     except KeyboardInterrupt:
         raise typer.Exit(opt.INTERRUPTED) from None
     except Exception as e:  # the sweep is on file: the report must come, whatever a profile does
         console.print(f"The profiles stopped: {type(e).__name__}: {e}")
         return
     finally:
-        if made:
+        if shown.made:
             host.replace()  # a process that was profiled may launch more slowly than before
     asked = sum(len(group.backends) for group in chosen)
     left = f" {asked - len(found)} had no time: run the same command again." if len(found) < asked else ""

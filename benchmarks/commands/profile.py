@@ -77,15 +77,27 @@ def profile(
             from ..harness.profile.counters import count
 
             counting = count
-        settings = profiles.Settings(folder=out, argv=opt.command_line(), counting=counting)
-        found = profiles.Profiler(host, settings).run(
-            harness.plan(wanted, specs), lambda one: render(one, shown)
-        )  # fmt: skip
+        settings = profiles.settings(out, argv=opt.command_line())
+        groups = harness.plan(wanted, specs)
+        found = profiles.Profiles(groups, settings, Rendered(shown), host, counting).run().records
     if as_json:
         print(json.dumps([one.model_dump(mode="json") for one in found]))
     if out is not None:
         shown.print(f"\nProfiles: {out / PROFILES}. Open a trace of {out / 'traces'} in ui.perfetto.dev.")
     raise typer.Exit(opt.FAILED if any(one.status in ("wrong", "crashed", "timeout") for one in found) else 0)
+
+
+class Rendered(harness.Observer):
+    """Shows each profile as soon as it is there."""
+
+    def __init__(self, out: Console) -> None:
+        self._out = out
+        self.made = 0
+
+    def recorded(self, records: list) -> None:
+        for one in records:
+            render(one, self._out)
+        self.made += len(records)
 
 
 def render(one: Profile, out: Console) -> None:

@@ -17,15 +17,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..levels import arms
 from ..levels.footprint import input_bytes, pair_bytes
 from ..ruler.sources import file_hash
 from ..schema.place import FILES, counts
 from ..schema.problem import Problem
+from ..schema.profile import Profile
 from ..schema.record import Provenance, Record, append, read
 from ..worker.host import START_LIMIT_S, Host, seconds_left
 from ..worker.options import Options
@@ -37,6 +38,10 @@ from .again import command
 # Rough relative work, to put the small first.
 _LEVEL_WEIGHT = {"index": 0.2, "attention": 1.0, "block": 1.3, "stack": 4.0, "encoder": 6.0, "decoder": 6.0}
 _MODE_WEIGHT = {"fwd": 1.0, "fwdbwd": 3.0, "train": 3.2}
+
+
+Line = TypeVar("Line", bound=BaseModel)
+Kept = TypeVar("Kept", Record, Profile)
 
 
 @dataclass(frozen=True)
@@ -60,17 +65,17 @@ class Observer:
 
     def phase(self, group: Group, backend: str, phase: str) -> None: ...
 
-    def recorded(self, records: list[Record]) -> None: ...
+    def recorded(self, records: list) -> None: ...
 
     def notice(self, text: str) -> None: ...
 
 
 @dataclass
-class Outcome:
+class Outcome(Generic[Kept]):
     """All records of the plan, on file before or made now; ``unfinished`` cells had no time."""
 
-    records: list[Record]
-    made: list[Record]
+    records: list[Kept]
+    made: list[Kept]
     unfinished: int
     seconds: float
 
@@ -101,8 +106,11 @@ def work(problem: Problem) -> float:
     return _LEVEL_WEIGHT[problem.level] * _MODE_WEIGHT[problem.mode] * (pair_bytes(problem) + input_bytes(problem))
 
 
-class Sweep:
-    """One invocation over planned groups."""
+class Sweep(Generic[Kept]):
+    """One invocation over planned groups. What a worker is asked for, and what is kept of its answer, a subclass may
+    decide (:class:`~..profile.profiles.Profiles`)."""
+
+    request = "group"
 
     def __init__(
         self, groups: list[Group], settings: Settings, observer: Observer | None = None, host: Host | None = None
@@ -113,10 +121,10 @@ class Sweep:
         self.observer = observer or Observer()
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self._graphs = True
-        self._made: list[Record] = []
+        self._made: list[Kept] = []
         self._deadline: float | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> Outcome[Kept]:
         """Bring every cell of the plan to a record, or stop at the budget.
 
         A ``KeyboardInterrupt`` ends the worker and passes through; the file is good.
@@ -125,7 +133,7 @@ class Sweep:
         if self.settings.budget_s is not None:
             self._deadline = started + self.settings.budget_s
         unfinished = 0
-        kept: list[Record] = []
+        kept: list[Kept] = []
         try:
             known = self._on_file()
             todo = [_without(group, known) for group in self.groups]
@@ -152,7 +160,7 @@ class Sweep:
 
     # -- what is there -----------------------------------------------------------------------------
 
-    def _on_file(self) -> dict[str, Record]:
+    def _on_file(self) -> dict[str, Kept]:
         """The records of this plan that count as done, the last one of each cell."""
         out = self.settings.out
         if self.settings.fresh or out is None or not out.exists():
@@ -161,11 +169,14 @@ class Sweep:
         here = functools.cache(lambda key: self._here(*planned[key]))
         known = {
             record.key: record
-            for record in read(out)
+            for record in self._read(out)
             if record.key in planned  # else its device need not even be here
             and counts(record.provenance, here(record.key), record.problem.device)
         }
         return {key: record for key, record in known.items() if record.status not in self.settings.retry}
+
+    def _read(self, out: Path) -> Iterable[Kept]:
+        return cast(Iterable[Kept], read(out))
 
     def _here(self, group: Group, spec: str) -> Provenance:
         """What the provenance of this cell would be, measured now."""
@@ -223,12 +234,13 @@ class Sweep:
         self.observer.phase(group, "", "start")
         spent = Phases()
         for event in self.host.ask(
-            "group",
+            self.request,
             problem=group.problem.model_dump(mode="json"),
             source=group.source,
             backends=pending.backends,
             options=options,
             ceilings=ceilings,
+            **self._arguments(pending),
             limit_s=START_LIMIT_S,
             until=self._deadline,
         ):
@@ -244,6 +256,10 @@ class Sweep:
             pending.cells.setdefault(
                 spec, {"backend": spec, "status": "crashed", "reason": "the worker sent no result for this cell"}
             )
+
+    def _arguments(self, pending: Pending) -> dict[str, Any]:
+        """What the request says besides."""
+        return {}
 
     def _options(self) -> Options:
         """The group's own budget, cut to what is left of the sweep's."""
@@ -273,30 +289,35 @@ class Sweep:
     def _record(self, pending: Pending, provenance: dict[str, Any]) -> None:
         """Append what the worker found, in one write."""
         where = self._origin(provenance, **pending.environment)
-        records = [self._as_record(pending, cell, where) for cell in pending.cells.values()]
-        if self.settings.out is not None:
+        records = [self._kept(pending, cell, where) for cell in pending.cells.values()]
+        if self.settings.out is not None and records:
             append(self.settings.out, records)
         self._made += records
         self.observer.recorded(records)
 
-    def _as_record(self, pending: Pending, cell: dict[str, Any], where: Provenance) -> Record:
+    def _kept(self, pending: Pending, cell: dict[str, Any], where: Provenance) -> Kept:
+        threads = where.environment.get("threads")
+        again = command(pending.group.problem, cell["backend"], as_asked(self.settings.options), threads)
+        return cast(Kept, self._checked(Record, pending, cell, where, group=pending.name, again=again))
+
+    def _checked(
+        self, model: type[Line], pending: Pending, cell: dict[str, Any], where: Provenance, **own: Any
+    ) -> Line:
+        """The worker's answer as a line of a file; one that breaks the schema becomes a crash that says so."""
         files = pending.files.get(cell["backend"], {})
-        common = {
+        common = own | {
             "run": self.run_id,
-            "group": pending.name,
             "backend": arms.name_of(cell["backend"]),
             "problem": pending.group.problem,
             "provenance": where.model_copy(update={"environment": where.environment | files}),
         }
         cell = cell | {name: portable(cell.get(name)) for name in ("reason", "error")}
-        threads = where.environment.get("threads")
-        common["again"] = command(pending.group.problem, cell["backend"], as_asked(self.settings.options), threads)
         try:
-            return Record(**common, **{k: v for k, v in cell.items() if k != "backend"})
+            return model(**common, **{name: value for name, value in cell.items() if name != "backend"})
         except ValidationError as e:
             reason = "the worker's result breaks the schema"
             error = f"{e}\n{json.dumps(cell)[:4000]}"
-            return Record(**common, status="crashed", reason=reason, error=error)
+            return model(**common, status="crashed", reason=reason, error=error)
 
     def _check_budget(self) -> None:
         if seconds_left(self._deadline) <= 0:
@@ -374,5 +395,5 @@ def _keys(group: Group) -> list[str]:
     return [_key(group, spec) for spec in group.backends]
 
 
-def _without(group: Group, known: dict[str, Record]) -> Group:
+def _without(group: Group, known: dict[str, Any]) -> Group:
     return replace(group, backends=tuple(spec for spec in group.backends if _key(group, spec) not in known))

@@ -1,6 +1,6 @@
 """Profile backends on one problem, in the worker: gate first, then a few steady calls under ``torch.profiler``.
 
-Runs like a group of a sweep, with the same events on the way; what passes the gate leaves as a ``profile`` event.
+Runs like a group of a sweep, with the same events on the way; what passes the gate leaves as a cell with a breakdown.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Profiling(Group):
         self._traces = traces
 
     def run(self, backends: tuple[str, ...]) -> None:
-        """Bring every backend to a ``profile`` event, or to a cell that says why there is none."""
+        """Bring every backend to a cell: its profile, or why there is none."""
         wanted = [name for name in backends if self._may_start(name)]
         if not wanted or not self._build(wanted):
             return
@@ -61,7 +61,7 @@ class Profiling(Group):
                 continue
             with self._guard(name):
                 self._enter(name, "profile")
-                self._emit({"event": "profile", "backend": name, **self._profile(arm)})
+                self._emit({"event": "cells", "cells": [{"backend": name, "status": "ok"} | self._profile(arm)]})
                 arm.case.release()
 
     def _profile(self, arm: Arm) -> dict[str, Any]:
