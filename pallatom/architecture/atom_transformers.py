@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pallatom.architecture import _validate
 from pallatom.architecture._index import WINDOW_SIZE, atom_pairs, build_sparse_pairs
+from pallatom.architecture._residues import band_columns, residue_band
 
 __all__ = [
     "WINDOW_SIZE",
@@ -236,15 +237,16 @@ class AtomFeatureEncoder(nn.Module):
         c_skip = self.proj_fref_c(torch.cat([ref_pos, ref_element], -1))
         c_l = c_skip + self.proj_s_init(self.norm_s_init(s_input))[:, tok]
 
-        # Norm and projection act per residue pair: before the gather, never on [B, N, K, c_pair].
-        z = self.proj_z_init(self.norm_z_init(z_input))
+        # Norm and projection act per residue pair that a window sees: never on [B, N, K, c_pair], nor on all of z.
+        z = self.proj_z_init(self.norm_z_init(residue_band(z_input, self.window_size)))
         own, other = self.proj_cl_pair(F.relu(c_skip)), self.proj_cm_pair(F.relu(c_skip))
 
         def pairs(rows: slice) -> tuple[Tensor, Tensor]:
             atoms = neighbor_idx[rows]
             p_skip = self._reference_pairs(ref_pos[:, rows], ref_pos[:, atoms], own[:, rows], other[:, atoms])
             p_skip = p_skip.masked_fill(~valid[..., rows, :, None], 0)
-            p = p_skip + z[:, tok[rows, None], tok[atoms]]
+            residue = tok[rows, None]
+            p = p_skip + z[:, residue, band_columns(residue, tok[atoms], z)]
             return p_skip, p + self.mlp_p(p)
 
         p_skip, p = _by_rows(pairs, neighbor_idx)
@@ -319,10 +321,11 @@ class AtomAttentionDecoder(nn.Module):
         _validate.check_shapes({"K": neighbor_idx.shape[1]}, p_skip=(p_skip, "B N K c_atompair"))
 
         q = q_skip + self.proj_s_q(self.norm_s_q(s))[:, tok]
-        z = self.proj_z(self.norm_z(z))
+        z = self.proj_z(self.norm_z(residue_band(z, self.window_size)))
 
         def pairs(rows: slice) -> tuple[Tensor]:
-            p = p_skip[:, rows] + z[:, tok[rows, None], tok[neighbor_idx[rows]]]
+            residue = tok[rows, None]
+            p = p_skip[:, rows] + z[:, residue, band_columns(residue, tok[neighbor_idx[rows]], z)]
             # Dead pairs are cleared before the MLP, which keeps 0 at 0: what they held must not reach its gradients.
             p = p.masked_fill(~valid[rows, :, None], 0)
             return (p + self.mlp_p(p),)
