@@ -85,7 +85,7 @@ def test_a_damaged_library_is_made_again(damage: str) -> None:
     path = library._built(folder)
     whole = path.read_bytes()
     path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "one byte": whole[:-1] + b"\1"}[damage])
-    assert library._found(folder) is None
+    assert library._cached(folder) is None
     assert library._built(folder) == path
     assert path.read_bytes() == whole
     assert answer(path) == 42
@@ -95,12 +95,12 @@ def test_a_library_that_others_may_write_is_none() -> None:
     folder = library._cache_folder()
     path = library._built(folder)
     path.chmod(0o722)
-    assert library._found(folder) is None
+    assert library._cached(folder) is None
     assert library._built(folder) == path
     assert path.stat().st_mode & 0o777 == 0o700
     elsewhere = path.rename(folder.parent / "elsewhere.so")
     path.symlink_to(elsewhere)
-    assert library._found(folder) is None
+    assert library._cached(folder) is None
 
 
 @pytest.mark.parametrize("where", ["folder", "parent"])
@@ -112,7 +112,7 @@ def test_a_folder_that_others_may_write_is_left_alone(where: str) -> None:
         private = library._cache_folder()
     assert private != folder
     assert private.stat().st_mode & 0o777 == 0o700
-    assert library._found(private) is None
+    assert library._cached(private) is None
     assert library._cache_folder() == private, "one for the process"
     if where == "parent":
         folder.parent.chmod(0o1777)  # sticky: nobody renames what is another's
@@ -149,7 +149,7 @@ def test_a_cached_library_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> 
     for broken in ("no-such-compiler", "/bin/false"):
         monkeypatch.setenv("CXX", broken)
         assert variants.why_unavailable("cpu_fused") == []
-        assert library._found(path.parent) == path
+        assert library._cached(path.parent) == path
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_cached_library_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_compiler_that_is_none_is_a_reason(cxx: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", cxx)
     with pytest.raises(library.LibraryError, match=words):
-        library._account(library._command())
+        library._compiler_hash(library._command())
     (reason,) = variants.why_unavailable("cpu_fused")
     assert reason.startswith("C++ compiler: ")
     assert cached(library._cache_folder()) == []

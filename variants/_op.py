@@ -34,7 +34,7 @@ stack all its inputs and ``rows``, or restrict them by hand::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -159,11 +159,26 @@ def block_reference(
     rows: Tensor | None = None,
 ) -> Tensor:
     """q + to_out(attention), then q + ff2(relu(ff1(norm_ff(q)))); only at `rows` where given, else at all atoms."""
+    return _blocks([state], q, c, p, neighbor_idx, valid_mask, n_heads, rows)
+
+
+def _blocks(
+    states: Sequence[State],
+    q: Tensor,
+    c: Tensor,
+    p: Tensor,
+    neighbor_idx: Tensor,
+    valid_mask: Tensor,
+    n_heads: int,
+    rows: Tensor | None,
+) -> Tensor:
     if rows is not None:
         part = restrict(neighbor_idx, valid_mask, rows)
         q, p, c = q[:, rows], p[:, rows], c[:, part.keys]
         neighbor_idx, valid_mask = part.neighbor_idx, part.valid_mask
-    return _block(state, q, c, p, neighbor_idx, valid_mask, n_heads)
+    for state in states:
+        q = _block(state, q, c, p, neighbor_idx, valid_mask, n_heads)
+    return q
 
 
 def _block(
@@ -201,14 +216,9 @@ def stack_reference(
     rows: Tensor | None = None,
 ) -> Tensor:
     """The blocks ``blocks.0``, ``blocks.1``, … in turn, with the same c and p; only at `rows` where given."""
-    if rows is not None:
-        part = restrict(neighbor_idx, valid_mask, rows)
-        q, p, c = q[:, rows], p[:, rows], c[:, part.keys]
-        neighbor_idx, valid_mask = part.neighbor_idx, part.valid_mask
     n_blocks = 1 + max(int(name.split(".")[1]) for name in state)
-    for i in range(n_blocks):
-        q = _block(_inside(state, f"blocks.{i}"), q, c, p, neighbor_idx, valid_mask, n_heads)
-    return q
+    states = [_inside(state, f"blocks.{i}") for i in range(n_blocks)]
+    return _blocks(states, q, c, p, neighbor_idx, valid_mask, n_heads, rows)
 
 
 def index_reference(tok_idx: Tensor, window_size: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What every backend asks at the start of a call: do its limits allow it, and are the block's children what it reads?
+"""What every backend checks at the start of a call: its declared limits, and that the children it reads are plain.
 
 A kernel that has LayerNorm and projection inside never calls ``norm_pair`` and ``pair_bias``. That is the same only
 where these are plain: of torch's own class (or the layer's), unhooked, of the call's sizes. Wrapped by LoRA, replaced,

@@ -29,10 +29,8 @@ from .band.plan import BandPlan, band_path, band_plan
 from .band.tiles import Tile, tiles
 
 _FILL = -1e30  # the score of a dead slot: exp gives exactly 0 beside any live one, and no NaN in a dead row
-_TILE_PAIRS = 32_768  # what stays in cache, and up to which one number per pair is worth one thread only
+_TILE_PAIRS = 32_768  # so many stay in cache, and torch starts no second thread for one number per pair
 _TILE_ROWS = (32, 112)  # fewer rows: overhead per tile; more: scores outside the band
-_CUDA_TILE_ROWS = 64
-_CUDA_BATCH_PAIRS = 1 << 20  # enough for every launch to fill the device, little beside a p that is worth a device
 _CUDA_TILE_ROWS = 64
 _CUDA_BATCH_PAIRS = 1 << 20  # a batch takes some twenty launches, whatever its size; little beside a large p
 
@@ -78,18 +76,8 @@ class _BandedAttention(torch.autograd.Function):
                 one = _item_backward(work, b, work.by_head(b, Q, K, V, out, grad_out), dp)
                 dQ[b], dK[b], dV[b] = (x.transpose(0, 1) for x in one)
             dgamma, dweight = work.pair_bias.weight_gradients()
-        return (
-            dQ,
-            dK,
-            dV,
-            dp,
-            dgamma.to(gamma.dtype),
-            torch.zeros_like(beta),
-            dweight.to(weight.dtype),
-            None,
-            None,
-            None,
-        )
+        weights = dgamma.to(gamma.dtype), torch.zeros_like(beta), dweight.to(weight.dtype)
+        return dQ, dK, dV, dp, *weights, None, None, None
 
 
 def _item_backward(work: _Work, b: int, inputs: list[Tensor], dp: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +102,7 @@ def _item_backward(work: _Work, b: int, inputs: list[Tensor], dp: Tensor | None)
 
 
 class _Work:
-    """What one call needs beside its tensors: tiles, the pair side, and scratch for the largest tile's scores."""
+    """One call's tiles, pair bias, and scratch for the largest tile's scores."""
 
     def __init__(self, Q: Tensor, p: Tensor, gamma: Tensor, weight: Tensor, eps: float, plan: BandPlan, mask: Tensor):
         self.p, self.plan = p, plan

@@ -4,7 +4,7 @@ Idea: in a band the neighbours of 24 query rows lie in one slice of atoms. For s
 from p to where its scores will be, sixteen slots at a time (transposed in registers, so that LayerNorm's sums over the
 channels are plain additions); products, softmax and the sum over values follow while the tile is in cache. Each thread
 takes a stretch of rows. FlashAttention's recomputation (Dao et al., arXiv:2205.14135) gives the backward pass: weights
-are made anew from the saved log-sum-exp; p is read once, dp written once, dK and dV summed per thread, then over
+are recomputed from the saved log-sum-exp; p is read once, dp written once, dK and dV summed per thread, then over
 threads, so that there are no atomics and the same call gives the same bits.
 
 The kernels (``cpu/*.h``) are written in the compilers' portable vector extensions and compiled for the processor at
@@ -70,21 +70,12 @@ class _FusedAttention(torch.autograd.Function):
         given = {"out": out, "lse": lse, "grad": grad_out.float().contiguous()}
         made = {"dq": dQ, "dk": dK, "dv": dV, "moment": moment, "dp": dp}
         _run("backward", Q, K, V, p, _folded(gamma, weight), ctx.plan, mask, ctx.eps, **given, **made)
-        moment -= moment.mean(1, keepdim=True)  # Σ_c x̂ = 0: what a mean that is rounded left in every channel
-        # γ and W meet the pairs as a product, so both gradients come from one moment; β's part of dW is Σ dS = 0
+        moment -= moment.mean(1, keepdim=True)  # Σ_c x̂ = 0, so this mean is rounding error of the pairs' means
+        # only the product γ·W acts on the pairs, so both gradients come from one moment; β's part of dW is Σ dS = 0
         dgamma, dweight = (weight * moment).sum(0), gamma * moment
-        return (
-            dQ.to(Q.dtype),
-            dK.to(K.dtype),
-            dV.to(V.dtype),
-            dp,
-            dgamma.to(gamma.dtype),
-            torch.zeros_like(beta),
-            dweight.to(weight.dtype),
-            None,
-            None,
-            None,
-        )
+        atoms = dQ.to(Q.dtype), dK.to(K.dtype), dV.to(V.dtype)
+        weights = dgamma.to(gamma.dtype), torch.zeros_like(beta), dweight.to(weight.dtype)
+        return *atoms, dp, *weights, None, None, None
 
 
 def _folded(gamma: Tensor, weight: Tensor) -> Tensor:

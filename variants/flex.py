@@ -11,7 +11,7 @@ not depend on the order.
 
 On the CPU, rows are padded to a multiple of 16: on AVX2 processors FlexAttention's own kernel (torch 2.13.0) gives
 garbage at N % 16 = 8 with small heads, whoever calls it (``scripts/flex_cpu_rows.py`` shows it in ten lines; a test on
-such a processor tells when a torch mends it).
+such processors notices when a torch release mends it).
 
 Cost model: p is read once, the bias written and read once. Scores are computed for whole blocks: up to 255 more per row
 than the band is wide. K and V come from cache. Backward: p is read again for LayerNorm's gradient and for that of each
@@ -35,12 +35,12 @@ from .band.plan import BandPlan, band_plan
 from .libraries.torch_compile import compiled, compiler_reasons, nan_where_squares_overflow
 
 _TILE = 128  # atoms per side of a score block: what FlexAttention's own kernel configurations divide
-_CPU_ROWS = 16  # of which the CPU kernel is given whole multiples
+_CPU_ROWS = 16  # the CPU kernel gets a multiple of this many rows
 _INT32_MAX = 2**31 - 1
 
 
 class Blocks(NamedTuple):
-    """What the kernel is told about a band: BlockMask's eight tensors, and int32 ``[N']`` base, start, stop.
+    """A band as FlexAttention takes it: BlockMask's eight tensors, and int32 ``[N']`` base, start, stop.
 
     N' is N, on the CPU rounded up to a multiple of 16 with rows that see nothing.
     """
@@ -116,9 +116,9 @@ def _listed(x: Tensor) -> Tensor:
 
 
 def _bias(block: AtomTransformerBlock, p: Tensor, valid_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """pair_bias(norm_pair(p)) as [B, H, N, K]; padding slots read as p = 0, so that junk there reaches nothing.
+    """pair_bias(norm_pair(p)) as [B, H, N, K]; padding slots count as p = 0, whatever they hold.
 
-    Written as one sum per head, not as a product of matrices: so compiled, it reads p once and keeps no norm of it.
+    One sum per head instead of a matrix product: compiled, it reads p once and stores no normalised p.
     """
     normed = block.norm_pair(torch.where(valid_mask[..., None], nan_where_squares_overflow(p), 0))
     return torch.stack([(normed * row).sum(-1) for row in block.pair_bias.weight.unbind(0)], 1).to(dtype)
@@ -173,13 +173,13 @@ class FlexBlock(AtomTransformerBlock):
         if p.shape[2] == 0:
             return super()._attend(Q, K, V, p, neighbor_idx, valid_mask)  # the layer's own empty sum
         plan = band_plan(neighbor_idx, valid_mask)
-        told = blocks(plan)
+        score_blocks = blocks(plan)
         holes = valid_mask.reshape(-1, *valid_mask.shape[-2:]) if plan.has_holes else None
         if not torch.is_grad_enabled():
             Q, K, V = Q.detach(), K.detach(), V.detach()
         project = compiled(_bias, p, valid_mask, *self.parameters(), static=(self.n_heads, Q.dtype))
         bias = project(self, p, valid_mask, Q.dtype)
-        return compiled(_attention, Q, K, V, bias, *told, holes)(Q, K, V, bias, told, holes)
+        return compiled(_attention, Q, K, V, bias, *score_blocks, holes)(Q, K, V, bias, score_blocks, holes)
 
 
 def path(

@@ -4,8 +4,8 @@ Idea: Inductor fuses gather, product, scale, bias, mask and softmax into a few l
 pass through memory. Ansel et al., PyTorch 2 (ASPLOS 2024, doi:10.1145/3620665.3640366). Any index, any device.
 
 Compiled once per kind of call (shapes, dtypes, gradients); the first call of each kind pays for it. On the CPU a C++
-compiler is needed at run time, on CUDA Triton and a C compiler. Inside a model that is itself being compiled, the block
-is plainly the layer's own and the outer compilation takes it in. Its limit in bfloat16 is that of ``gather``.
+compiler is needed at run time, on CUDA Triton and a C compiler. Inside a model that is being compiled, the block runs
+the layer's own code, which the outer compilation includes. Its limit in bfloat16 is that of ``gather``.
 
 Cost model: the FLOPs of the gather. Forward: p is read, its norm is written and read, the scores pass through memory a
 few times, K and V rows are read through the cache. With gradients the gathered rows are kept after all, and the
@@ -40,8 +40,8 @@ class GatherCompiledBlock(AtomTransformerBlock):
         if torch.compiler.is_compiling():
             return _plain(self, Q, K, V, p, neighbor_idx, valid_mask)
         if reasons := backward_hook_reasons(self):
-            raise UnsupportedError(reasons, who=type(self).__name__)  # Dynamo takes forward hooks in, and not these
-        check_live_indices(neighbor_idx, valid_mask)  # a compiled program looks at no values
+            raise UnsupportedError(reasons, who=type(self).__name__)  # Dynamo compiles forward hooks only
+        check_live_indices(neighbor_idx, valid_mask)  # a compiled program cannot
         inputs = (Q, K, V, p, neighbor_idx, valid_mask)
         return compiled(_plain, *inputs, *self.parameters(), static=self.n_heads)(self, *inputs)
 

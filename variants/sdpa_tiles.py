@@ -19,9 +19,7 @@ from pallatom.architecture.eager import eager
 
 from ._backend import Backend, UnsupportedError
 from ._require import require
-from .band.packing import attend_packed, cost, path
-
-_MAX_TILES = 65_535  # of a CUDA grid's third axis
+from .band.packing import attend_packed, cost, grid_reasons, path
 
 
 class SdpaTilesBlock(AtomTransformerBlock):
@@ -38,9 +36,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     on_cuda = q.device.type == "cuda"
-    if on_cuda and q.shape[0] > _MAX_TILES:
-        reason = f"tiles: at most {_MAX_TILES} of 64 atoms over the batch are required, {q.shape[0]} were found"
-        raise UnsupportedError([reason], who="sdpa_tiles")
+    if on_cuda and (reasons := grid_reasons(q.shape[0])):
+        raise UnsupportedError(reasons, who="sdpa_tiles")
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION) if on_cuda else contextlib.nullcontext():
         heads_first = (x.transpose(1, 2) for x in (q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=bias).transpose(1, 2)

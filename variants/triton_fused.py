@@ -9,7 +9,7 @@ p (times I − 11ᵀ/C, exact in 16 bits) and project it, un-normalised, onto W�
 
     bias[pair, h] = rstd[pair] · <p[pair], Wc[h]>,    Wc = γ W − mean_c(γ W)    (mean(p) meets a zero sum)
 
-β·W is the same for all slots of a row and leaves the softmax as it was: never added, and β's gradient is exactly 0.
+β·W is the same for all slots of a row and cancels in the softmax: it is never added, and β's gradient is exactly 0.
 The bias is then the *accumulator* of Q·Kᵀ. Products with p give each warp a part of the pairs; products with K and V
 are batched over heads and give each warp its heads; only the bias (C/H times smaller than p) changes warps.
 
@@ -17,23 +17,23 @@ are batched over heads and give each warp its heads; only the bias (C/H times sm
 is written as it is made; only dQ is shared, by fp32 atomics, or under ``torch.use_deterministic_algorithms`` by one
 slot per (query, key block) summed in order. Saved for it: O, and the log-sum-exp of each row and head. Nothing of size
 N·K exists beside p and dp. With x̂ the normalised row and G = dS·Wcᵀ: dp = rstd·(G − x̂·<x̂, G>/C), dWc = Σ x̂ᵀ dS.
-Where that needs more than 255 registers a thread (H D C beyond 4,096, or C beyond 32; sooner where they fill no powers
-of two, as masks take registers too) it is *split*: groups of heads each walk the band and write g = rstd·dS (fp16:
-dS; H/C of p, while the backward runs), and a pass over p and g makes dp and dW.
+Where that needs more than 255 registers a thread (H D C beyond 4,096, or C beyond 32; sooner where sizes are no powers
+of two, because masks take registers) the backward is *split*: programs of some heads each write g = rstd·dS (fp16: dS;
+H/C of p's size, while the backward runs), and a second pass over p and g makes dp and dW.
 
-*Digits*: a row that is constant but for rounding has nothing but its mean, so Wc sums to 0 exactly (``split_weight``).
-A pair row whose squares overflow gives NaN, forward and backward. δ = <dO, O> cancels where a softmax is saturated:
-where a gradient is wanted in 16 bits, O is kept to twice its bits (``low``, as much again as O).
+*Precision*: in a row that is constant up to rounding the mean outweighs all else, so Wc is made to sum to 0 exactly
+(``split_weight``). A pair row whose squares overflow gives NaN, forward and backward. δ = <dO, O> cancels where a
+softmax is saturated, so where a gradient is wanted in 16 bits O's rounding error is kept too (``low``, of O's size).
 
-*Budget* (bf16, H 4, D 32, C 16), a pair: 32 bytes of p a pass, and 4.3 warp instructions forward, 10 backward. An H200
-(4.27 TB/s, 528 schedulers at 1.75 GHz) could issue 7 while those bytes move. Measured there at 65k atoms: the forward
-takes 75 % of the limit that p's bytes set; the backward 35 %, bound by shared memory: a pair's numbers change layout
-six times between its products, two programs to a multiprocessor.
+*Budget* per pair (bf16, H 4, D 32, C 16): 32 bytes of p a pass, and 4.3 warp instructions forward, 10 backward. An H200
+(4.27 TB/s, 528 schedulers at 1.75 GHz) can issue 7 in the time that those bytes take. Measured there at 65k atoms: the
+forward reaches 75 % of the limit that p's bytes set; the backward 35 %, bound by shared memory: a pair's values change
+layout six times between its products, with two programs per multiprocessor.
 
-*Index*: a band in order runs as above, masks read only where the band has holes; any other table runs through gather
-kernels (``triton.gather``), bound by the cache that K and V rows come from. There it is dK and dV that are shared, by
-fp32 atomics; under ``torch.use_deterministic_algorithms`` the table is inverted (4 bytes a slot) and a second kernel
-walks over the slots of each key in their order. So in either mode two runs then agree to the bit in every gradient.
+*Index*: an ordered band runs as above, and its mask is read only if the band has holes; any other table takes the
+gather kernels (``triton.gather``), which are bound by the cache that K and V rows come from. There dK and dV are
+shared, by fp32 atomics; under ``torch.use_deterministic_algorithms`` the table is inverted (4 bytes a slot) and a
+second kernel visits the slots of each key in order. In both modes two such runs agree to the bit in every gradient.
 A band whose tiles do not fit a multiprocessor's shared memory (fp32 from H D = 512 on) takes the gather kernels too.
 
 *Tiles*: shipped defaults by dtype, sizes and architecture (``triton.config``); tuned ones come from the file that
@@ -83,7 +83,7 @@ def wants_gradient(*tensors: Tensor) -> bool:
 
 
 def _require_sizes(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> None:
-    """Refuse what of these sizes the kernels do not take: each limit, and what was found."""
+    """Raise :class:`UnsupportedError` with every limit on sizes and dtypes that these tensors exceed."""
     found = {
         "heads": (q.shape[2], MAX_HEADS),
         "head_dim": (q.shape[3], MAX_HEAD_DIM),
@@ -104,9 +104,10 @@ def _require_sizes(q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> None:
 def path(
     block: AtomTransformerBlock, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor
 ) -> str:
-    """ "band", "band with holes" or "gather"; ", split" where a kernel takes the heads in groups (a forward that no
-    gradient is wanted of has no other kernels than its own); ", backward gather" where the backward's tile alone does
-    not fit a multiprocessor; "layer" where there are no pairs.
+    """ "band", "band with holes" or "gather"; "layer" where there are no pairs.
+
+    ", split" is added if a kernel takes the heads in groups, ", backward gather" if only the backward's tile does not
+    fit a multiprocessor. The backward's kernels count only where a gradient is wanted.
     """
     _require_sizes(Q, K, V, p)
     if p.numel() == 0:
@@ -126,8 +127,7 @@ def path(
 
 @remembered
 def _band_or_none(neighbor_idx: Tensor, valid_mask: Tensor) -> BandPlan | None:
-    """The band plan; None where the gather kernels must do: no band, or rows so out of order that the keys of a block
-    are seen from all over."""
+    """The band plan; None where the gather kernels have to run: no band, or one too badly ordered (``in_order``)."""
     try:
         plan = band_plan(neighbor_idx, valid_mask)
     except NotABand:
@@ -147,10 +147,10 @@ def atom_attention(
     q: Tensor, k: Tensor, v: Tensor, p: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor,
     neighbor_idx: Tensor, valid_mask: Tensor, eps: float, keep_low: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``(O [B, N, H, D], low, base-2 log-sum-exp [B, N, H])``. beta is here for its gradient only, which is exactly 0.
+    """``(O [B, N, H, D], low, base-2 log-sum-exp [B, N, H])``. beta is an argument only to get its gradient, exactly 0.
 
-    ``low``: with ``keep_low``, as is right where a gradient is wanted in 16 bits, what rounding took off O; else empty.
-    The plan is made inside, from the index and its mask, so that a traced graph holds this one node.
+    ``low``: with ``keep_low`` (for gradients in 16 bits) what rounding O lost, of O's shape; else empty. The plan is
+    made inside, from the index and its mask, so that a traced graph holds this one node.
     """
     problem = _problem(q, k, v, p, gamma, weight, valid_mask, eps)
     if p.numel() == 0:
@@ -225,7 +225,7 @@ atom_attention_backward.register_autograd(_refuse_second)
 
 
 def cost(shape: Shape, mode: Mode) -> Cost:
-    """What the operation needs and little else: p read once a pass, dp written once, scores made again in the backward.
+    """The operation's own cost and little else: p read once a pass, dp written once, scores recomputed in the backward.
 
     A live pair costs ``2 D`` FLOPs a head in each of the two products and ``2 C`` in the projection, and two gradients
     of the same cost each. Forward: Q, K, V in, O out; backward: Q, K, V, O, dO in, dQ, dK, dV out.

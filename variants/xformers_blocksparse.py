@@ -86,7 +86,7 @@ def bias_cells(bias: Tensor, valid_mask: Tensor, where: Layout) -> Tensor:
 
 
 def row_shifted(values: Tensor, where: Layout) -> Tensor:
-    """``values [B, H, nnz, side, side]`` less the greatest of each row over all its blocks, taken as a constant."""
+    """``values [B, H, nnz, side, side]`` minus each row's maximum over all its blocks, detached."""
     greatest = values.detach().amax(-1)
     rows = greatest.new_full((*values.shape[:2], where.blocks.shape[0], _SIDE), -math.inf)
     rows.scatter_reduce_(2, where.row[:, None].expand_as(greatest), greatest, "amax")

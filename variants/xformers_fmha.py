@@ -21,10 +21,8 @@ from pallatom.architecture.eager import eager
 
 from ._backend import Backend, UnsupportedError
 from ._require import require
-from .band.packing import attend_packed, cost, path
+from .band.packing import attend_packed, cost, grid_reasons, path
 from .libraries.xformers import extension_reasons, library_reasons
-
-_MAX_TILES = 65_535  # of a CUDA grid's third axis
 
 
 class XformersFmhaBlock(AtomTransformerBlock):
@@ -41,21 +39,18 @@ def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     from xformers.ops import fmha
 
     if bias.requires_grad and not (q.requires_grad or k.requires_grad or v.requires_grad):
-        q = (
-            q.detach().requires_grad_()
-        )  # else the library keeps nothing for the backward, and drops the bias's gradient
+        # else the library keeps nothing for the backward, and drops the bias's gradient
+        q = q.detach().requires_grad_()
     asked = fmha.Inputs(query=q, key=k, value=v, attn_bias=bias)
     ops = [fmha.cutlass.FwOp, *([fmha.cutlass.BwOp] if q.requires_grad or k.requires_grad or v.requires_grad else [])]
     reasons = [f"{op.NAME}: {why}" for op in ops for why in op.not_supported_reasons(asked)]
-    if q.shape[0] > _MAX_TILES:
-        reasons.append(f"tiles: at most {_MAX_TILES} of 64 atoms over the batch are required, {q.shape[0]} were found")
-    if reasons:
+    if reasons := reasons + grid_reasons(q.shape[0]):
         raise UnsupportedError(reasons, who="xformers_fmha")
     return fmha.memory_efficient_attention(q, k, v, attn_bias=bias, op=(fmha.cutlass.FwOp, fmha.cutlass.BwOp))
 
 
 def probe(device: str) -> list[str]:
-    """Everything between this machine and the CUTLASS operators."""
+    """Why the CUTLASS operators cannot run here."""
     if reasons := library_reasons():
         return list(reasons)
     from xformers.ops.fmha import cutlass

@@ -4,7 +4,7 @@ One contract, for the index of a model, for its check and for every plan that a 
 
 - **On the CPU by value.** At every call the tensors are compared with copies, byte by byte: any edit is seen, also one
   that torch does not count (through NumPy, ``.data``, under inference mode).
-- **On a GPU by identity and version.** To look at values would stop the queue at every call. torch counts its in-place
+- **On a GPU by identity and version.** Comparing values would synchronise at every call. torch counts its in-place
   operations, and these are seen; an edit through ``.data``, DLPack or a kernel of one's own is **not**: follow it with
   an operation that is counted (``mask.logical_or_(False)``), or hand over a new tensor.
 - Tensors that were made under inference mode count nothing: on a GPU these are compared by value, which waits for the

@@ -1,8 +1,8 @@
 """What the layers refuse, and how they say so: the argument, what was expected, what came.
 
 Shapes, dtypes and devices are compared on every call, which costs microseconds. Index *values* need a pass over
-[N, K] (and a device synchronisation), so one (index, mask) pair is passed once and then remembered. They are looked at
-at the seam, by each backend with what else it makes of the index: a second look would cost every call.
+[N, K] (and a device synchronisation), so each (index, mask) pair is checked once and then remembered. Each backend
+checks them at the seam, together with its plan of the index: a check before that would cost time at every call.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ def _plain_sizes(**axes: int | None) -> dict[str, int]:
 
 
 def _width_in(child: nn.Module, less: int = 0) -> int | None:
-    """Channels that a linear takes; None of a child that is no linear (any more), which knows itself what it takes."""
+    """Channels that a linear takes; None for a child that is no linear (any more) and checks its input itself."""
     return child.in_features - less if isinstance(child, nn.Linear) else None
 
 
 def _width_out(child: nn.Module) -> int | None:
-    """Channels that a linear gives; None of another child."""
+    """Channels that a linear gives; None for another child."""
     return child.out_features if isinstance(child, nn.Linear) else None
 
 
 def _float_weight(module: nn.Module, *first: nn.Module) -> Tensor | None:
     """A linear's weight, of `first` if one has it, that says which device and dtype arguments must have.
 
-    None where no child has one: adapters and quantised linears take what they take.
+    None where no child has one: adapters and quantised linears decide themselves what they take.
     """
     for child in (*first, *module.children()):
         if isinstance(child, nn.Linear) and isinstance(weight := child.weight, Tensor) and weight.is_floating_point():
@@ -154,17 +154,17 @@ def check_neighbors(neighbor_idx: Tensor, valid_mask: Tensor, *, batch: int, n_a
 def check_live_indices(neighbor_idx: Tensor, valid_mask: Tensor) -> None:
     """Entries of `neighbor_idx` lie in [0, N) wherever the mask is set.
 
-    Looked at once per (index, mask), by the contract of `_remember`; on a GPU that first look waits for the device.
+    Checked once per (index, mask), by the contract of `_remember`; on a GPU that first check waits for the device.
     """
     if torch.compiler.is_compiling() or neighbor_idx.is_meta or not neighbor_idx.numel():
         return  # no values to look at
     if neighbor_idx.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # looking would end the capture
-    _found_good(neighbor_idx, valid_mask)
+    _in_range(neighbor_idx, valid_mask)
 
 
 @remembered
-def _found_good(neighbor_idx: Tensor, valid_mask: Tensor) -> bool:
+def _in_range(neighbor_idx: Tensor, valid_mask: Tensor) -> bool:
     refuse_out_of_range(neighbor_idx, valid_mask)
     return True
 

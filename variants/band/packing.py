@@ -22,6 +22,7 @@ from .plan import BandPlan, band_plan
 # An H200 with torch 2.11 gave wrong outputs for p of 6.9e9 elements and right ones for 1.8e9. torch's LayerNorm on CUDA
 # is reported to overflow at 2**32 elements (RosettaCommons/foundry, pull request 254), which fits.
 MOST_NORMED = 2**32
+_MAX_TILES = 65_535  # of a CUDA grid's third axis
 ROWS = 64  # queries of a tile: scores outside the band grow with it, copies of K and V shrink
 _ALIGNED = 8
 
@@ -73,6 +74,13 @@ def size_reasons(p: Tensor) -> list[str]:
     return [f"p: at most {MOST_NORMED} elements are required on CUDA (LayerNorm overflows), {p.numel()} were found"]
 
 
+def grid_reasons(count: int) -> list[str]:
+    """Why one launch of CUTLASS's kernel cannot take ``count`` tiles."""
+    if count <= _MAX_TILES:
+        return []
+    return [f"tiles: at most {_MAX_TILES} of {ROWS} atoms over the batch are required, {count} were found"]
+
+
 def attend_packed(
     block: AtomTransformerBlock,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
@@ -107,7 +115,7 @@ def attend_packed(
 def path(
     block: AtomTransformerBlock, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor
 ) -> str:
-    """Which way :func:`attend_packed` goes: the layer's own empty sum where no row sees anything, else the tiles."""
+    """``Backend.path`` of :func:`attend_packed`: "layer" (an empty sum) where no row sees anything, else the tiles."""
     plan = band_plan(neighbor_idx, valid_mask)
     return plan.path if packing(plan).keys.shape[0] else "layer"
 

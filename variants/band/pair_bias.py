@@ -3,8 +3,8 @@
     bias_h = rstd · <Wc_h, x>,   Wc = W·γ centred over c,   rstd = (E[x²] − E[x]² + ε)^−½
 
 Centring the weights instead of x makes the mean drop out. W·β is the same for all slots of a row, so it drops out of
-the softmax and is left out here. E[x²] − E[x]² cancels where the mean is large: such a tile is centred first, which
-LayerNorm does not see. A pair whose squares overflow has NaN for a bias. With G = dBias, t = Σ_h G_h·bias_h and
+the softmax and is left out here. E[x²] − E[x]² cancels where the mean is large: such a tile is centred first, to which
+LayerNorm is invariant. A pair whose squares overflow has NaN for a bias. With G = dBias, t = Σ_h G_h·bias_h and
 u = rstd²·t/C:
 
     dx = rstd · Wcᵀ·G − u · (x − mean),        dW·γ-side moment  M[h,c] = Σ G_h · rstd · (x_c − mean)
@@ -62,18 +62,18 @@ class PairBias:
     def load(self, b: int, tile: Tile | Batch) -> Pairs:
         """Read the tile's pairs and normalise: the only pass over p. ``tile`` may be a batch of tiles.
 
-        On CUDA every tile is centred, since to ask whether that is needed would stop the queue.
+        On CUDA every tile is centred, because testing whether that is needed would synchronise.
         """
         x = self._read(b, tile)
         if not x.is_cuda:
-            pairs, trusted = self._normalise(x)
-        if x.is_cuda or not trusted:
+            pairs, accurate = self._normalise(x)
+        if x.is_cuda or not accurate:
             pairs, _ = self._normalise(self._centred(x, self.live(b, tile)))
         pairs.bias.mul_(pairs.rstd)
         return pairs
 
     def backward(self, b: int, tile: Tile | Batch, pairs: Pairs, dscores: Tensor, dp: Tensor | None) -> None:
-        """Add the tile to ``moment`` and write its part of ``dp``; uses up ``pairs``."""
+        """Add the tile to ``moment`` and write its part of ``dp``; overwrites ``pairs``."""
         x, bias, mean, rstd = pairs
         size = len(mean)
         grad = self._squares[: (self.heads + 1) * size].view(self.heads + 1, size)
@@ -93,7 +93,7 @@ class PairBias:
             rows.copy_(out)
 
     def weight_gradients(self) -> tuple[Tensor, Tensor]:
-        """(dγ [C], dW [H, C]); the part of dW that goes with β is Σ_k dS = 0."""
+        """(dγ [C], dW [H, C]); β's part of dW is Σ_k dS = 0."""
         return (self.weight * self.moment).sum(0), self.gamma * self.moment
 
     def _read(self, b: int, tile: Tile | Batch) -> Tensor:
@@ -109,11 +109,11 @@ class PairBias:
         return self.mask[b % len(self.mask), tile.rows].reshape(-1)
 
     def _normalise(self, x: Tensor) -> tuple[Pairs, bool]:
-        """The pairs with the bias still to be scaled by rstd, and whether the variance can be trusted.
+        """The pairs, their bias not yet scaled by rstd, and whether the variance is accurate.
 
-        Not to be trusted: cancellation, or something that is not finite in any slot, dead ones included. Not asked on
-        CUDA. An infinite variance is made NaN there, and on the CPU where it is not to be trusted: rstd = 0 would be
-        a bias of 0.
+        It is not where it cancels, nor where any slot of the tile, dead ones included, is not finite. CUDA does not
+        test this and always says yes. There, and where the variance is not accurate, an infinite variance becomes NaN,
+        because rstd = 0 would give a bias of 0.
         """
         size = len(x)
         z = self._z[: (self.heads + 1) * size].view(self.heads + 1, size)
@@ -122,11 +122,11 @@ class PairBias:
         square_mean = torch.mv(squares, self._mean_of_squares, out=self._square_mean[:size])
         mean, rstd = z[-1], self._rstd[:size]
         torch.addcmul(square_mean, mean, mean, value=-1, out=rstd)
-        trusted = x.is_cuda or bool(square_mean.sub_(rstd, alpha=_CANCELLATION).max() <= 0)
-        if x.is_cuda or not trusted:
+        accurate = x.is_cuda or bool(square_mean.sub_(rstd, alpha=_CANCELLATION).max() <= 0)
+        if x.is_cuda or not accurate:
             rstd.add_(rstd, alpha=0)
         rstd.add_(self.eps).rsqrt_()
-        return Pairs(x, z[:-1], mean, rstd), trusted
+        return Pairs(x, z[:-1], mean, rstd), accurate
 
     @staticmethod
     def _centred(x: Tensor, live: Tensor) -> Tensor:

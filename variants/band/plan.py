@@ -90,7 +90,7 @@ def _band_plan(idx: Tensor, mask: Tensor) -> BandPlan:
         live_count += count
     if bool(bad.any()):
         refuse_out_of_range(idx, mask)
-        raise _offence(idx, mask, int(bad.nonzero()[0]), n)
+        raise _not_a_band(idx, mask, int(bad.nonzero()[0]), n)
     alive = stop > first
     start, stop = torch.where(alive, base + first, 0), torch.where(alive, base + stop, 0)
     if bool((alive & ((start < 0) | (stop > n))).any()):
@@ -114,8 +114,8 @@ def _scan(idx: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
     return base, first, torch.where(alive, stop, first), bad, mask.sum(), holes
 
 
-def _offence(idx: Tensor, mask: Tensor, row: int, n: int) -> NotABand:
-    """Spell out what is wrong with the first row that is no contiguous run."""
+def _not_a_band(idx: Tensor, mask: Tensor, row: int, n: int) -> NotABand:
+    """The error for ``row``, whose live slots are no contiguous run: names the first two slots that disagree."""
     live = mask[..., row, :].reshape(-1, idx.shape[1]).any(0)
     slots = live.nonzero()[:, 0]
     atoms = idx[row][slots]

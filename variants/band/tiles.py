@@ -94,7 +94,7 @@ class Tile:
             self._columns(span, run).copy_(self._slots(slots, run))
 
     def to_slots(self, span: Tensor, slots: Tensor) -> None:
-        """The way back; 0 in slots outside the hull."""
+        """The inverse of :meth:`to_span`; 0 in slots outside the hull."""
         if self.covered != self.n_rows * self.n_neighbor:
             slots.zero_()
         for run in self.runs:

@@ -1,9 +1,9 @@
-// Gradients of the forward pass, every tile's weights A made anew:
+// Gradients of the forward pass, every tile's weights A recomputed:
 //
 //   dV = Aᵀ·dO,  dS = A ⊙ (dO·Vᵀ − δ) with δ = <dO, O>,  dQ = dS·K/√D,  dK = dSᵀ·Q/√D
 //   dp = rstd·Wᵀ·dS − u·(p − mean) with u = rstd²·<dS, bias>/C,  moment = Σ dS · rstd·(p − mean)
 //
-// A thread adds dK and dV of its rows up on its own, in a fixed order; the threads' sums are added last.
+// Each thread sums dK and dV of its rows in a fixed order; the threads' sums are added last.
 #pragma once
 
 #include <vector>
@@ -38,7 +38,7 @@ static inline void weights_of_row(float* row, index_t from, index_t to, float ls
   for (index_t j = from; j < to; j += LANES) store(row + j, exp2v(load(row + j) - lse));
 }
 
-// LANES slots of a row: dS·rstd by head to `scaled`, 0 in dead slots, and u. x comes back centred, with its mean.
+// LANES slots of a row: writes dS·rstd by head to `scaled`, 0 in dead slots; returns u, and x centred with its mean.
 template <int C, class T>
 static inline vec pair_factors(const Call& c, const T* p, index_t count, ivec live, const float* ds,
                                index_t head_stride, const float* weight, float* scaled, vec* x, vec& mean) {

@@ -1,9 +1,9 @@
 """The fused CPU kernels: C++ compiled for this processor at first use, kept on disk, called through ctypes.
 
 The library is a program that runs as the user, so it is taken only from a folder that no other user may write, and only
-whole. Its name ``cpu_fused-<made of>-<compiler>-<content>.so`` holds three hashes: of sources, flags and processor, by
-which it is found where there is no compiler any more; of the compiler's account of itself and its target; and of the
-file's own bytes. So neither an upgrade, nor a cache shared between machines, nor a full disk brings up the wrong one.
+whole. Its name ``cpu_fused-<sources>-<compiler>-<content>.so`` holds three hashes: of sources, flags and processor, by
+which it is found where there is no compiler any more; of the compiler's version and target; and of the file's own
+bytes. So neither an upgrade, nor a cache shared between machines, nor a full disk makes the wrong one load.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class LibraryError(RuntimeError):
 def library_reasons() -> list[str]:
     """Why the kernels can be neither loaded nor compiled here; empty where they can.
 
-    Where they were compiled before, they are loaded. Else the compiler has to make something small that loads: the
-    kernels themselves, which take seconds, wait for the first call.
+    If they were compiled before, they are loaded. Else the compiler is tried on a small library, because the kernels,
+    which take seconds, are compiled at the first call.
     """
     try:
         folder = _cache_folder()
-        if (path := _found(folder)) is None:
+        if (path := _cached(folder)) is None:
             _try_compiler(folder)
         else:
             _loaded(path)
@@ -74,7 +74,7 @@ def library_reasons() -> list[str]:
 def library() -> ctypes.CDLL:
     """The loaded kernels; the first call on a machine compiles them, which takes seconds."""
     folder = _cache_folder()
-    loaded = _loaded(_found(folder) or _built(folder))
+    loaded = _loaded(_cached(folder) or _built(folder))
     loaded.work_floats.restype = ctypes.c_int64
     loaded.work_floats.argtypes = (ctypes.POINTER(Call), ctypes.c_int32)
     for run in (loaded.run_forward, loaded.run_backward):
@@ -92,13 +92,13 @@ def _loaded(path: Path) -> ctypes.CDLL:
         ) from e
 
 
-def _found(folder: Path) -> Path | None:
-    """The library in ``folder``: this compiler's, or anyone's where there is no compiler that works."""
+def _cached(folder: Path) -> Path | None:
+    """The library in ``folder``: this compiler's, or any compiler's if none works here; None if there is none."""
     try:
-        by = _account(_command())
+        by = _compiler_hash(_command())
     except LibraryError:
         by = "*"
-    return next(filter(_is_intact, sorted(folder.glob(f"cpu_fused-{_made_of()}-{by}-*.so"))), None)
+    return next(filter(_is_intact, sorted(folder.glob(f"cpu_fused-{_source_hash()}-{by}-*.so"))), None)
 
 
 def _is_intact(path: Path) -> bool:
@@ -115,7 +115,7 @@ def _is_intact(path: Path) -> bool:
 def _built(folder: Path) -> Path:
     """Compile the library into ``folder``, once, whoever else asks meanwhile; whole or not at all."""
     with _locked(folder):
-        if (path := _found(folder)) is not None:
+        if (path := _cached(folder)) is not None:
             return path
         command = _command()
         with _unfinished(folder) as unfinished:
@@ -124,7 +124,7 @@ def _built(folder: Path) -> Path:
             if done.returncode:
                 raise RuntimeError(f"{shlex.join(command)} could not compile {_SOURCE.name}:\n{done.stderr[-4000:]}")
             made.chmod(0o700)
-            path = folder / f"cpu_fused-{_made_of()}-{_account(command)}-{_digest(made.read_bytes())}.so"
+            path = folder / f"cpu_fused-{_source_hash()}-{_compiler_hash(command)}-{_digest(made.read_bytes())}.so"
             made.replace(path)
     return path
 
@@ -144,7 +144,7 @@ def _try_compiler(folder: Path) -> None:
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """A folder to compile in, under the lock: so what lies there of the kind was left by a process that was killed."""
+    """A folder to compile in. The caller holds the lock, so any other such folder was left by a killed process."""
     for left in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as made:
@@ -165,7 +165,7 @@ def _command() -> list[str]:
     raise LibraryError(f"C++ compiler: {wanted} (or CXX) is required at run time, none was found")
 
 
-def _account(command: list[str]) -> str:
+def _compiler_hash(command: list[str]) -> str:
     """A hash of the command, and of every macro of the compiler: its version and its target."""
     asked = [*command, "-dM", "-E", "-x", "c++", os.devnull]
     try:
@@ -178,7 +178,7 @@ def _account(command: list[str]) -> str:
     return _digest(shlex.join(command).encode(), macros)
 
 
-def _made_of() -> str:
+def _source_hash() -> str:
     """A hash of sources, flags and the processor that ``-march=native`` stands for."""
     files = (_SOURCE, *sorted(_FOLDER.glob("*.h")))
     return _digest(" ".join(_FLAGS).encode(), _processor(), *(file.read_bytes() for file in files))

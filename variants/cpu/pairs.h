@@ -11,9 +11,9 @@ static inline float widen(uint16_t x) {
 }
 static inline float widen(float x) { return x; }
 
-constexpr index_t AHEAD = 16 << 10;  // bytes of p to ask for early: the processor's own prefetch stops at pages
+constexpr index_t AHEAD = 16 << 10;  // prefetch distance in bytes of p: the processor's own prefetch stops at page ends
 
-constexpr int CHANNELS = 16;  // the usual number, which has a way of its own: its pairs stay in registers
+constexpr int CHANNELS = 16;  // the usual number has code of its own, which keeps pairs in registers
 
 // Slots by channel: x[c] becomes channel c of LANES slots, 0 beyond `count`.
 // C: the channels where the compiler may know them, so that x stays in registers; else 0.
@@ -45,7 +45,7 @@ static inline void read_slots(const T* p, index_t count, index_t channels, vec* 
 }
 
 // x less its mean over the channels, that mean, and 1/√(variance + ε), NaN where the variance overflows: 0 would be a
-// bias of 0. Four sums each: one would wait for itself.
+// bias of 0. Four partial sums each, so that no addition waits for the one before.
 template <int C>
 static inline void normalise(vec* x, index_t channels, float eps, vec& mean, vec& rstd) {
   const index_t n = C ? C : channels;

@@ -52,7 +52,7 @@ static Tile tile_at(const Call& c, index_t first, index_t end) {
 
 static index_t padded_dim(const Call& c) { return round_up(c.dim, LANES); }
 
-// A thread's rows, and the atoms that they see from a whole block on.
+// A thread's rows, and the atoms that they see, from the start of a block.
 struct Chunk {
   index_t first, end, lo, hi;
 

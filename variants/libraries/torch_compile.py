@@ -49,7 +49,7 @@ def _signature(tensor: Tensor | None) -> Hashable:
 
 @functools.lru_cache(maxsize=256)
 def _program(function: Callable[..., Any], key: Hashable) -> Callable[..., Any]:
-    """A copy of ``function`` with its own code object, compiled; ``key`` is what it is remembered by."""
+    """A copy of ``function`` with its own code object, compiled; ``key`` is the cache's."""
     code = function.__code__.replace(co_name=f"{function.__name__}_{hash(key) & 0xFFFFFF:06x}")
     copy = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
     return torch.compile(copy, fullgraph=True, dynamic=False)

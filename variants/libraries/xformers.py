@@ -23,7 +23,7 @@ _CUDART = "libcudart.so.12"
 
 @functools.lru_cache(maxsize=1)
 def library_reasons() -> tuple[str, ...]:
-    """Import xformers, CUDA runtime first; why that cannot be, if so."""
+    """Import xformers, after the CUDA runtime that it needs; the reason if that fails, else nothing."""
     try:
         found = importlib.metadata.version("xformers")
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Backward kernels of the band mode: a preparing pass, the key-major main pass, and the end of dQ."""
+"""Backward kernels of the band mode: delta and zeros first, then the key-major main pass, then dQ's sum and scale."""
 
 # ruff: noqa: E741 — atoms are l and outputs O here
 from __future__ import annotations
@@ -27,7 +27,7 @@ def backward_prepare(
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr,
     ZERO_DQ: tl.constexpr, KEEP_LOW: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """BM rows: ``delta[h] = <dO, O>``; dQ's accumulator and the slots of dp outside the rows' bands set to 0."""
+    """BM rows: writes ``delta[h] = <dO, O>``, and 0 to dQ's accumulator and to the slots of dp outside the band."""
     blocks = tl.cdiv(N, BM)
     l = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
     row = (tl.program_id(0) // blocks).to(tl.int64) * N + l
@@ -45,7 +45,7 @@ def backward_prepare(
     start = tl.load(START + l, mask=present, other=0)
     stop = tl.load(STOP + l, mask=present, other=0)
     dead = present & (stop <= start)
-    # elements of a row before its band and after it; all of a dead row, none of a row beyond the last
+    # elements of a row before its band and from its end on; all of a dead row, none of a row beyond the last
     front = tl.where(dead, SLOTS * C, tl.where(present, start - base, 0) * C)
     back = tl.where(present & (stop > start), (stop - base) * C, SLOTS * C)
     t = tl.arange(0, BT)
@@ -84,11 +84,10 @@ def _backward_tile(
 ):  # fmt: skip
     """BM queries from atom ``m0`` on x the program's BN keys: writes dp and dQ's share, updates ``(dk, dv, dw)``.
 
-    SPLIT: of the program's heads only, and in place of dp (and of dw) it writes ``[B, N, SLOTS, H]`` of what
-    ``pair_gradients`` takes as g.
+    SPLIT: for the program's heads only; instead of dp and dw it writes ``pair_gradients``'s g ``[B, N, SLOTS, H]``.
 
-    An interior tile (not EDGE) is seen whole by all its rows: it needs neither their ends nor any masks. Where the band
-    has holes (HAS_MASK), every tile is an edge tile.
+    All rows of an interior tile (not EDGE) see all its keys, so it needs neither the rows' ends nor masks. Where the
+    band has holes (HAS_MASK), every tile is an edge tile.
     """
     PAIRS: tl.constexpr = BM * BN
     ptype = P.dtype.element_ty
@@ -112,7 +111,7 @@ def _backward_tile(
         stop = tl.load(STOP + l, mask=present, other=0)
         inside = within(n[None, :] - start[:, None], (stop - start)[:, None])
         live = inside
-        if HAS_MASK:  # what p holds in a dead slot must not be looked at
+        if HAS_MASK:  # p must not be read in a dead slot: it may hold anything
             live = inside & (tl.load(MASK + origin + tile, mask=inside, other=0) != 0)
         keep = tl.reshape(live, [PARTS, PAIRS // PARTS])[:, :, None] & (c < C)[None, None, :]
         p = tl.load(P + origin * C + offset, mask=keep, other=0.0)
@@ -123,7 +122,7 @@ def _backward_tile(
     if not CROWDED:
         q, do, lse, delta = _queries(Q, DO, LSE, DELTA, q_off, stat_off, present, hd, h < H, whole)  # pyright: ignore[reportGeneralTypeIssues]
 
-    # scores again, transposed, [head, keys, queries]: so A and dS are dV's and dK's left operands as they are
+    # scores are transposed, [head, keys, queries], so that A and dS are the left operands of dV and dK as they are
     x, rstd = normalise(p, eps, C, CP)  # pyright: ignore[reportGeneralTypeIssues]
     y = project(p, x, w2, HP)
     rstd3 = tl.broadcast_to(rstd[:, :, None], [PARTS, PAIRS // PARTS, HP])
@@ -140,7 +139,7 @@ def _backward_tile(
     ds_q = ds.to(q.dtype)
     dk = dot(ds_q, q, dk)
     dq = dot(tl.permute(ds_q, (0, 2, 1)), k)
-    if not ATOMIC:  # the row's slot of this key block: every slot of a row is written exactly once
+    if not ATOMIC:  # each (row, key block) has a slot of its own in DQ, written exactly once
         slot_start = tl.load(START + l, mask=present, other=0)
         slot_stop = tl.load(STOP + l, mask=present, other=0)
         meets = present & (slot_start < (pid + 1) * BN) & (slot_stop > pid * BN)
@@ -182,14 +181,17 @@ def backward_band(
     BM: tl.constexpr, BN: tl.constexpr, HAS_MASK: tl.constexpr, ATOMIC: tl.constexpr, SPLIT: tl.constexpr,
     PARTS: tl.constexpr, EDGE_STAGES: tl.constexpr,
 ):  # fmt: skip
-    """BN keys x all queries that see them: dK and dV stay in registers, dp is written once, dQ is added or slotted.
+    """BN keys x all queries that see them: dK and dV stay in registers, dp is written once.
 
-    ``QUERIES [4, blocks]`` holds per key block the first and last + 1 query that sees any of its keys, and those that
-    see all of them. ``DW [B, blocks, CP, HP]``: partial sums of dWc, of which ``weight_gradients`` makes dgamma and dW.
+    dQ's shares are added by atomics, or (not ATOMIC) written to a slot per key block, which ``backward_finish`` sums.
+    ``QUERIES [4, blocks]`` holds per key block the first and last + 1 query that sees any of its keys, then the first
+    and last + 1 that see all of them. ``DW [B, blocks, CP, HP]``: partial sums of dWc, which ``weight_gradients`` turns
+    into dgamma and dW.
 
-    SPLIT: HP of the H heads a program, on the grid's second axis; ``DP`` takes g, of which ``backward_pairs`` makes dp.
+    SPLIT: a program has HP of the H heads (the grid's second axis) and writes g to ``DP``, which ``backward_pairs``
+    turns into dp.
     """
-    # the masks of what is padded take the registers that would else hold more of a tile at once, or another loop's
+    # masks of padded axes take registers: load Q and dO late, and have one loop instead of three
     CROWDED: tl.constexpr = SPLIT and (H % HP != 0 or DH != D or CP != C)  # pyright: ignore[reportAssignmentType]
     blocks = tl.cdiv(N, BN)
     pid = tl.program_id(0) % blocks
@@ -264,11 +266,10 @@ def backward_pairs(
     H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr,
     BP: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """TILES x BP pairs, whatever rows they are of: dp from p and ``G [pairs, H]``, which is g of ``pair_gradients``,
-    and a share of dWc.
+    """TILES x BP consecutive pairs: writes dp and a partial sum of dWc (``DW [programs, CP, HP]``).
 
-    ``DW [programs, CP, HP]``. A pair whose g is all 0 is dead or outside its row's band (or lost nothing): its p, which
-    may be anything, is not looked at, and its dp is 0.
+    ``G [pairs, H]`` is g of ``pair_gradients``. Where it is 0 in all heads, the pair is dead or outside its row's band
+    (or has no gradient): dp is 0, and p, which may hold anything there, is not used.
     """
     h = tl.arange(0, HP)
     c = tl.arange(0, CP)
@@ -325,7 +326,8 @@ def weight_gradients(
     DWC, W, GAMMA, DW, DGAMMA,
     H: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
-    """From dWc ``[CP, HP]``: centred (centring is its own adjoint), then through ``Wc = gamma W``."""
+    """dgamma ``[C]`` and dW ``[H, C]`` from dWc ``[CP, HP]``: centred (centring is its own adjoint), then through
+    ``Wc = gamma W``."""
     c = tl.arange(0, CP)
     h = tl.arange(0, HP)
     mask = (c < C)[:, None] & (h < H)[None, :]

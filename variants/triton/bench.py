@@ -81,7 +81,7 @@ class GpuBench:
         return self._launch(config)
 
     def median_ms(self, config: Config) -> float:
-        """Each call finds the cache swept; the sweep is also what hides the time to launch."""
+        """Over calls that each find the cache flushed; the flush also hides the time to launch."""
         from triton.testing import do_bench
 
         found: Any = do_bench(lambda: self._launch(config), warmup=20, rep=100, return_mode="median")

@@ -1,4 +1,4 @@
-"""Device functions that the forward and backward kernels share: the pair bias on tensor cores, split products.
+"""Device functions that the forward and backward kernels share: LayerNorm and projection of pairs, and their backward.
 
 Pair tiles are 2-D, ``[pairs, C]`` (a pipelined 3-D tile becomes scalar shared-memory loads). A tile of 16 to 32
 queries x 16 to 32 keys is reshaped to that before its LayerNorm and back after its projection.
@@ -39,8 +39,8 @@ def within(offset, width):
 def centring(C: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
     """``I - 11ᵀ/C`` on the first C channels: exact in fp16 and bf16, because C is a power of two.
 
-    In arithmetic throughout, like ``split_weight``: a comparison or a join in the history of a product's operand
-    makes the compiler choose a fragment layout that takes three moves per tensor-core instruction.
+    Made by arithmetic alone, as ``split_weight`` is: if a product's operand depends on a comparison or a join, the
+    compiler chooses a fragment layout that takes three moves per tensor-core instruction.
     """
     i = tl.arange(0, CP)
     eye = 1 - tl.minimum(tl.abs(i[:, None] - i[None, :]), 1)
@@ -52,12 +52,12 @@ def centring(C: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
 def split_weight(W, GAMMA, factor, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
     """``factor Wc`` as ``[CP, 2 HP]``: columns 2 h and 2 h + 1 are head h's high and low part in ``dtype``.
 
-    What is projected may be a p that still has its mean, which must meet a sum over c of exactly 0: next to it a row
-    that is constant but for rounding has no variance, and what is left of the mean is multiplied by ``eps**-0.5``. In
-    16 bits head h's weights are therefore whole multiples of one power of two, u[h]: high parts of at most 8 bits,
-    low parts of at most 8 (fp16: 11) more, and the few units that the sum is off are taken off channel by channel.
-    Products with p's 8 or 11 bits are then whole numbers of at most 24 bits wherever p's digits are those of its mean,
-    so their sum is exact too.
+    p is projected with its mean still in it, so each head's weights must sum to exactly 0 over c: in a row that is
+    constant up to rounding, what the sum leaves of the mean is multiplied by up to ``eps**-0.5``. In 16 bits head h's
+    weights are therefore whole multiples of one power of two, u[h]: high parts of at most 8 bits, low parts of at most
+    8 (fp16: 11) more; the few units by which their sum misses 0 are subtracted, spread over the channels. In a row
+    whose elements all have the mean's exponent, the products with p's 8 or 11 bits are then whole multiples of one
+    unit that fit into 24 bits, so their fp32 sum is exact too.
     """
     c = tl.arange(0, CP)
     column = tl.arange(0, 2 * HP)
@@ -83,9 +83,9 @@ def split_weight(W, GAMMA, factor, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.
 
 @triton.jit
 def _unit(most, dtype: tl.constexpr):
-    """The power of two of which ``most`` is at least 128 and less than 256 times: its exponent less 7.
+    """The power of two u with ``128 u <= most < 256 u``.
 
-    In fp16 at least so much that a 2048th of it is one of its numbers; NaN where ``most`` is beyond them.
+    In fp16 at least 2**-13, so that fp16 can hold u / 2048; NaN where ``most`` exceeds fp16's range.
     """
     exponent = (most.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 0.0078125
     if dtype == tl.float16:
@@ -97,8 +97,8 @@ def _unit(most, dtype: tl.constexpr):
 def spread_weight(W, GAMMA, H, C: tl.constexpr, HP: tl.constexpr, CP: tl.constexpr, dtype: tl.constexpr):
     """Wc transposed, ``[TIMES HP, CP]``: the heads' high parts, then their low parts, then zeros.
 
-    Against dS repeated as often (``repeat``) this is dS Wc^T with Wc to twice the bits of ``dtype``, in
-    the depth of 16 that a tensor-core product has anyway.
+    dS, repeated TIMES times (``repeat``), times this matrix is dS Wc^T with Wc to twice the bits of ``dtype``. A
+    tensor-core product is at least 16 deep, so the repetition costs nothing.
     """
     TIMES: tl.constexpr = max(2, 16 // HP)  # pyright: ignore[reportAssignmentType]
     c = tl.arange(0, CP)
@@ -128,7 +128,7 @@ def repeat(x, TIMES: tl.constexpr):
 
 @triton.jit
 def small_dot(x, w):
-    """``x [parts, rows, depth] @ w [depth, cols]``, one part a warp.
+    """``x [parts, rows, depth] @ w [depth, cols]``, one part per warp.
 
     The batch axis keeps Hopper from taking its asynchronous warp-group instruction, whose waits cost more than these
     small products.
@@ -148,16 +148,16 @@ def pair_gradient(x, rstd, g, wt, C: tl.constexpr):
 
 @triton.jit
 def normal_pair_gradient(x, rstd, ds, wt, C: tl.constexpr):
-    """The same of normalised rows x and of dS."""
+    """dp as of ``pair_gradient``, from normalised rows x and dS."""
     g = small_dot(repeat(ds, wt.shape[0] // ds.shape[2]), wt)
     return rstd[:, :, None] * (g - x * (tl.sum(x * g, 2) * (1.0 / C))[:, :, None])
 
 
 @triton.jit
 def pair_gradients(x, rstd, g, wt, dw, C: tl.constexpr):
-    """``(dp, dw)`` of centred rows x and ``g [parts, rows, heads]`` in p's dtype: rstd dS.
+    """``(dp, dw)`` of centred rows x and ``g [parts, rows, heads]`` in p's dtype.
 
-    But dS in fp16, which has no numbers as small as rstd dS is where p is large.
+    g is rstd dS; in fp16 it is dS, because rstd dS underflows where p is large.
     """
     if g.dtype == tl.float16:
         x = x * rstd[:, :, None]
@@ -169,22 +169,22 @@ def pair_gradients(x, rstd, g, wt, dw, C: tl.constexpr):
 def weight_product(x, ds, dw):
     """``dw [parts, CP, 2 heads] + x^T ds`` for ``x [parts, rows, CP]`` and ``ds [parts, rows, heads]``.
 
-    ds stands there twice: a tensor-core product is at least 8 wide.
+    ds is repeated because a tensor-core product is at least 8 wide.
     """
     return dot(tl.permute(x, (0, 2, 1)), repeat(ds, 2), dw)
 
 
 @triton.jit
 def total_weight(dw, CP: tl.constexpr, HP: tl.constexpr):
-    """The sum over parts of what ``weight_product`` made, ``[CP, HP]``."""
+    """The sum of ``weight_product``'s result over its parts, ``[CP, HP]``."""
     return tl.sum(tl.reshape(tl.sum(dw, 0), [CP, 2, HP]), 1) * 0.5
 
 
 @triton.jit
 def centre(p, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):  # pyright: ignore[reportArgumentType]
-    """Pair rows minus their mean over the channels, ``[parts, rows, CP]`` fp32: on tensor cores where 1/C is exact.
+    """Pair rows minus their mean over the channels, ``[parts, rows, CP]`` fp32.
 
-    But not where CP exceeds ``WIDEST``: the matrix of that product takes each lane CP^2 / 64 registers.
+    By a tensor-core product where 1/C is exact and CP <= ``WIDEST``; its matrix takes each lane CP^2 / 64 registers.
     """
     if p.dtype == tl.float32 or (C & (C - 1)) != 0 or CP > WIDEST:
         return centre_in_lanes(p, C, CP)
@@ -202,9 +202,10 @@ def centre_in_lanes(p, C: tl.constexpr, CP: tl.constexpr):
 
 @triton.jit
 def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 32):  # pyright: ignore[reportArgumentType]
-    """``(p - mean, rstd [parts, rows])`` of pair rows; one pass would lose digits where the mean is large.
+    """``(p - mean, rstd [parts, rows])`` of pair rows, in two passes: one would lose digits where the mean is large.
 
-    A row whose squares overflow has rstd = 0 here: for a backward, which has NaN from the forward in such a row.
+    A row whose squares overflow gets rstd = 0. Only backward kernels call this, and there the forward's log-sum-exp
+    has already made such a row NaN.
     """
     x = centre(p, C, CP, WIDEST)
     return x, tl.rsqrt(tl.sum(x * x, 2) * (1.0 / C) + eps)
@@ -212,9 +213,10 @@ def normalise(p, eps, C: tl.constexpr, CP: tl.constexpr, WIDEST: tl.constexpr = 
 
 @triton.jit
 def project(p, x, w2, HP: tl.constexpr):
-    """``<x, Wc>`` ``[parts, rows, HP]`` of pair rows p, or of x, which is p centred: equal, as Wc sums to 0.
+    """``<p, Wc> = <x, Wc>`` ``[parts, rows, HP]`` of pair rows p, centred as x: equal because Wc sums to 0 over c.
 
-    A product with a 16-bit p is exact, and p is at hand. In fp32 the mean's digits would be those that p's lack.
+    Products with a 16-bit p are exact, so p itself is projected. In fp32 x is: there a large mean would cost p's
+    products the digits in which the channels differ.
     """
     y = small_dot(x if p.dtype == tl.float32 else p, w2)
     return tl.sum(tl.reshape(y, [p.shape[0], p.shape[1], HP, 2]), 3)
@@ -234,13 +236,13 @@ def plain_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
 def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
     """``bias [parts, rows, HP]`` of pair rows ``p [parts, rows, CP]``; ``w2``: ``split_weight``.
 
-    NaN where their squares overflow, in bf16 as infinity times the zeros in every second column of their sum.
+    NaN where their squares overflow; in bf16 it arises as infinity times the zeros in every second column of ``ones``.
 
-    ``LayerNorm(p) @ W = rstd (p - mean) @ (gamma W) + beta W = rstd (p @ Wc) + const``: centring the weight once spares
-    centring p for the product, and the constant leaves the softmax as it was.
+    ``LayerNorm(p) @ W = rstd (p - mean) @ (gamma W) + beta W = rstd (p @ Wc) + const``: with the weight centred once,
+    the product needs no centred p, and the constant cancels in the softmax.
 
-    In bf16 the squares are summed on the tensor cores too, rounded to bf16: the sum arrives in the lanes that hold the
-    projection, and the shuffles of a reduction, a tenth of the loop, are gone. O's error goes from 1.9e-3 to 2.3e-3.
+    In bf16 the squares, rounded to bf16, are summed on the tensor cores too: the sum arrives in the lanes that hold the
+    projection, which saves the shuffles of a reduction, a tenth of the loop. O's error rises from 1.9e-3 to 2.3e-3.
     """
     if p.dtype == tl.bfloat16 and CP <= 32:
         y = tl.reshape(small_dot(p, w2), [p.shape[0], p.shape[1], HP, 2])
@@ -256,7 +258,7 @@ def pair_bias(p, w2, eps, C: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr):
 
 @triton.jit
 def put_rounded(O, LOW, at, o, mask, KEEP_LOW: tl.constexpr):
-    """Store o in O's dtype, and with KEEP_LOW what rounding took off, in the same dtype."""
+    """Store o rounded to O's dtype; with KEEP_LOW also what rounding lost, in LOW and the same dtype."""
     rounded = o.to(O.dtype.element_ty)
     tl.store(O + at, rounded, mask=mask)
     if KEEP_LOW:
@@ -265,10 +267,10 @@ def put_rounded(O, LOW, at, o, mask, KEEP_LOW: tl.constexpr):
 
 @triton.jit
 def get_rounded(O, LOW, at, mask, KEEP_LOW: tl.constexpr):
-    """O in fp32, with KEEP_LOW to twice the bits of its dtype.
+    """O in fp32; with KEEP_LOW it has twice the bits of its dtype.
 
-    ``delta = <dO, O>`` is taken off ``dP = <dO, V>``: where one slot has nearly all of a row's weight they agree in
-    most of their digits, and O's rounding would be the larger part of the difference.
+    ``delta = <dO, O>`` is subtracted from ``dP = <dO, V>``: where one slot has nearly all of a row's weight they agree
+    in most digits, and O's rounding would be the larger part of the difference.
     """
     o = tl.load(O + at, mask=mask, other=0.0).to(tl.float32)
     if KEEP_LOW:
@@ -280,6 +282,6 @@ def get_rounded(O, LOW, at, mask, KEEP_LOW: tl.constexpr):
 def row_lse(alive, most, total):
     """Base-2 log-sum-exp of rows whose scores reach ``most``.
 
-    +inf, and so every weight 0 in the backward, where no slot is live; NaN, and so every gradient, where a score is.
+    +inf where no slot is live, so that the backward's weights are 0; NaN where a score is NaN, so that gradients are.
     """
     return tl.where(alive | (total != total), most + tl.log2(total), float("inf"))

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 
 SPLITS = (4, 8, 16)
-"""How many heads a program of a split backward may take: what heads are padded to."""
-
+"""Heads per program of a split backward; also the numbers that heads are padded to."""
 
 PAIRS_A_PROGRAM = 8192
-"""Of the pass that makes dp of a split backward: one partial sum of dW for so many."""
+"""Pairs per program of the pass that makes a split backward's dp; each program writes one partial sum of dW."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Sizes:
 
     @property
     def single(self) -> bool:
-        """Whether any product is in fp32, on tensor cores three tf32 products with operands of twice the registers."""
+        """Whether some product has fp32 operands: three tf32 products on tensor cores, and twice the registers."""
         return torch.float32 in (self.dtype, self.pair_dtype)
 
 
@@ -52,10 +51,10 @@ class Sizes:
 class Config:
     """``rows`` queries x ``cols`` keys per tile.
 
-    ``max_registers`` is the compiler's bound, in place of its own guess at how many programs should share a
-    multiprocessor; ``edge_stages`` is the depth of the backward's loops over edge tiles, which are short, or the only
-    ones. ``split_heads``, one of SPLITS, splits what would need more registers than there are: this many heads a
-    program, and in a backward dp and dW in a pass of their own.
+    ``max_registers``: the compiler's limit per thread, instead of its own guess at how many programs should share a
+    multiprocessor. ``edge_stages``: ``num_stages`` of the backward's loops over edge tiles. ``split_heads``, one of
+    SPLITS: heads per program, where all of them would need more registers than there are; the backward then makes dp
+    and dW in a second pass.
     """
 
     rows: int
@@ -67,7 +66,7 @@ class Config:
     split_heads: int | None = None
 
     def options(self) -> dict[str, int]:
-        """What the compiler takes."""
+        """The arguments of a launch that the compiler takes."""
         limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
         return {"num_warps": self.num_warps, "num_stages": self.num_stages} | limit
 
@@ -75,7 +74,7 @@ class Config:
         return {"BM": self.rows, "BN": self.cols, "PARTS": self.num_warps}
 
     def backward_constants(self) -> dict[str, int]:
-        """HP is here where it is not what the sizes say."""
+        """Includes HP only if ``split_heads`` replaces the padded number of heads."""
         heads = {} if self.split_heads is None else {"HP": self.split_heads}
         return self.forward_constants() | {"EDGE_STAGES": self.edge_stages, "SPLIT": bool(heads)} | heads
 
@@ -86,7 +85,7 @@ class Config:
         return {"BP": self.cols, "TILES": PAIRS_A_PROGRAM // self.cols, "PARTS": self.num_warps}
 
     def gather_constants(self) -> dict[str, int]:
-        """A tile is ``cols`` slots of one row; a warp has its part of the products with p where that is 16 of them."""
+        """A tile is ``cols`` slots of one row; warps divide the products with p if each gets 16 slots or more."""
         parts = {"BN": self.cols, "PARTS": self.num_warps if self.cols >= 16 * self.num_warps else 1}
         return parts | ({} if self.split_heads is None else {"HP": self.split_heads})
 
@@ -98,9 +97,9 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
     padded = sizes.padded()
     wide, pair = padded["HP"] * padded["DH"], padded["CP"]
     whole = pair == sizes.channels  # else its p is loaded under a mask, and in narrow pieces where C is odd
-    if sizes.small and wide <= 128:  # few warps: the fewest barriers; four programs share a multiprocessor
-        return Config(16, 16, 2, 3, None if wide == 128 else 192)  # unbidden, the compiler spills to make it six
-    # told that it may take all registers, the compiler does not spill a few to fit one more program
+    if sizes.small and wide <= 128:  # the fewer warps, the fewer barriers; four programs share a multiprocessor
+        return Config(16, 16, 2, 3, None if wide == 128 else 192)  # without a limit the compiler spills to fit six
+    # 255, all registers: without that limit the compiler spills a few so that one more program fits
     if pair == 64:
         if arch < 90 or wide > 128:
             return Config(16, 16, 8, 1 if arch < 90 or wide == 1024 else 2)
@@ -118,12 +117,12 @@ def forward_config(sizes: Sizes, arch: int) -> Config:
 def backward_config(sizes: Sizes, arch: int) -> Config:
     """The backward's configuration on ``sm_<arch>``."""
     padded = sizes.padded()
-    if sizes.single:  # with 8 warps spills end where HP DH is 64; at 128 they cost less than what more warps repeat
+    if sizes.single:  # 8 warps end the spills at HP DH = 64; at 128 they cost less than the work that 8 repeat
         return Config(16, 16, 4 if sizes.small and padded["HP"] * padded["DH"] == 128 else 8, 1)
     if sizes.small and padded["HP"] == 4 and padded["DH"] <= 32:
         return Config(16, 16, 4, 2)
     if not _one_backward_kernel(sizes, arch):
-        # how deep, is what the compiler finds the last registers with: under masks all tiles are edge tiles
+        # the stages were chosen by trial: deeper pipelines spill; under masks all tiles are edge tiles
         inner = 2 if arch < 90 and sizes.whole and padded["DH"] == padded["CP"] == 64 else 1
         edge = 2 if arch >= 90 and not sizes.whole else 1
         heads = min(padded["HP"], _heads_a_program(sizes, arch))
@@ -132,9 +131,9 @@ def backward_config(sizes: Sizes, arch: int) -> Config:
 
 
 def shared_bytes(direction: str, sizes: Sizes) -> int:
-    """At least so much shared memory a band tile takes where a multiprocessor may be short of it: with fp32 operands.
+    """Lower bound of a band tile's shared memory, as compiled for sm_90; 0 where any multiprocessor has enough.
 
-    As compiled for sm_90. Tiles in half precision take at most 160 KiB.
+    Only tiles with fp32 operands can be too large: those in half precision take at most 160 KiB.
     """
     padded = sizes.padded()
     wide = padded["HP"] * padded["DH"]
@@ -146,7 +145,7 @@ def shared_bytes(direction: str, sizes: Sizes) -> int:
 
 
 def _one_backward_kernel(sizes: Sizes, arch: int) -> bool:
-    """Whether a tile's share of dK, dV and dW, and its p, x and dp in fp32, are within 255 registers of 256 threads."""
+    """Whether the registers of 256 threads, 255 each, hold dK, dV, dW and a tile's p, x and dp in fp32."""
     padded = sizes.padded()
     elements = padded["HP"] * padded["DH"] * padded["CP"]
     if not sizes.whole:  # the masks of what is padded are in registers too
@@ -159,7 +158,7 @@ def _one_backward_kernel(sizes: Sizes, arch: int) -> bool:
 
 
 def _heads_a_program(sizes: Sizes, arch: int) -> int:
-    """Of a split backward: as many as one's dK and dV leave the rest of a tile enough registers for."""
+    """Heads per program of a split backward: as many as leave enough registers beside their dK and dV."""
     padded = sizes.padded()
     if padded["DH"] == 64:
         return 8 if sizes.whole and (padded["CP"] < 64 or arch < 100) else 4
@@ -169,7 +168,7 @@ def _heads_a_program(sizes: Sizes, arch: int) -> int:
 
 
 def pairs_config(sizes: Sizes) -> Config:
-    """The configuration of the pass that makes dp of a split backward: a tile is ``cols`` pairs of any rows."""
+    """The configuration of the pass that makes a split backward's dp: a tile is ``cols`` consecutive pairs."""
     if sizes.single:
         return Config(1, 128, 8, 1)
     padded = sizes.padded()
@@ -179,11 +178,10 @@ def pairs_config(sizes: Sizes) -> Config:
 
 
 def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
-    """The gather kernels' configuration, the same for every ``arch``: at most 256 numbers of a row of K a program.
+    """The gather kernels' configuration, the same for every ``arch``; "keys": the deterministic backward's second one.
 
-    A tile is 16 slots, in the forward as many as make 4,096 numbers of K. "keys": of the deterministic backward's
-    second kernel. ``max_registers``: left to itself the compiler spills two words here and there, to fit one more
-    program.
+    A program has at most 256 elements of a row of K. A tile is 16 slots, in the forward up to 64, as many as make 4,096
+    elements of K. ``max_registers``: without it the compiler spills two words so that one more program fits.
     """
     padded = sizes.padded()
     wide = padded["HP"] * padded["DH"]
@@ -203,5 +201,5 @@ def gather_config(direction: str, sizes: Sizes, arch: int) -> Config:
 
 
 def pow2(n: int) -> int:
-    """The least power of two from ``n`` on."""
+    """The smallest power of two that is at least ``n``."""
     return 1 << (n - 1).bit_length()

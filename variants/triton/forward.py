@@ -17,10 +17,10 @@ def forward_band(
 ):  # fmt: skip
     """BM queries x all their keys: ``O [B, N, H, D]`` and the base-2 log-sum-exp ``LSE [B, N, H]`` (+inf: dead row).
 
-    KEEP_LOW: also ``LOW``, what rounding took off O, for the backward's ``<dO, O>``.
+    KEEP_LOW: also ``LOW``, what rounding O lost, for the backward's ``<dO, O>``.
 
     The products with K and V have the heads as their batch axis, so that each warp owns a head, while in the products
-    with p each warp owns a part of the pairs: p is read once for all heads, and only the bias changes hands.
+    with p each warp owns a part of the pairs: p is read once for all heads, and only the bias moves between warps.
     """
     blocks = tl.cdiv(N, BM)
     b = (tl.program_id(0) // blocks).to(tl.int64)
@@ -66,10 +66,10 @@ def forward_band(
         inside = within(n[None, :] - start[:, None], width[:, None])
         if HAS_MASK:
             inside = inside & (tl.load(MASK + tile, mask=inside, other=0) != 0)
-        # times C after the reshape: the 16-byte vectors survive
+        # multiplied by C after the reshape, so that loads stay 16 bytes wide
         p_ptr = P + (tl.reshape(tile, [PARTS, BM * BN // PARTS]) * C)[:, :, None] + c[None, None, :]
         keep = tl.reshape(inside, [PARTS, BM * BN // PARTS])[:, :, None]
-        n_safe = tl.minimum(n, N - 1)  # what lies beyond the last row's end is masked with the bias
+        n_safe = tl.minimum(n, N - 1)  # atoms beyond the last row's end are masked with the bias
         k_ptr = K + n_safe[None, None, :] * (H * D) + h[:, None, None] * D + d[None, :, None]
         v_ptr = V + n_safe[None, :, None] * (H * D) + h[:, None, None] * D + d[None, None, :]
         if HP == H and DH == D:
@@ -87,7 +87,7 @@ def forward_band(
             bias = tl.where(inside[:, :, None], bias, LOWEST)
         s = dot(q, kt, tl.permute(bias, (2, 0, 1)))
         m_new = tl.maximum(m_i, tl.max(s, 2))
-        # a row that has met no live slot yet weighs dead ones by 1 until its first live one shrinks that to 0
+        # until a row's first live slot its dead slots have weight 1; there `shrink` is 0 and removes them
         a = tl.exp2(s * scale2 - (m_new * scale2)[:, :, None])
         shrink = tl.exp2((m_i - m_new) * scale2)
         l_i = l_i * shrink + tl.sum(a, 2)

@@ -1,16 +1,16 @@
 """Kernels for an arbitrary neighbour table: one query a program, its keys gathered row by row.
 
 K and V rows come from the second-level cache, ``4 H D`` bytes per pair in 16 bits (16 times p's own in the usual
-shape), so this mode is bound by the cache where the band mode is bound by p. The scores are plain sums: a row of keys
-that no other query shares leaves nothing for the tensor cores. p is read once by each group
-of heads (as a rule there is one, see below), which next to what is gathered is little; dp is written once.
+shape), so this mode is bound by that cache, the band mode by p. Scores are plain sums: no other query shares a row of
+keys, so there is no matrix product for the tensor cores. p is read once per group of heads (usually one group, see
+below), little beside what is gathered; dp is written once.
 
 dK and dV belong to keys, and a query's program meets its keys in any order: they are added up by fp32 atomics, whose
 order and so whose last bits change from run to run; or, deterministically, by a second kernel with one key a program,
 which walks over the slots that hold its key (``backward_gather_keys``). That reads p again, 32 bytes at a time.
 
-Every gathered row of K and V, and in the backward its share of dK and dV, is in registers in fp32. Where H D is more
-than they hold, HP of the H heads are a program's, and the groups of heads are the grid's second axis.
+Every gathered row of K and V, and in the backward its share of dK and dV, is in registers in fp32. Where H D numbers
+are too many for them, a program has HP of the H heads, and the groups of heads are the grid's second axis.
 """
 
 # ruff: noqa: E741 — atoms are l and outputs O here; a branch at compile time is no expression
@@ -38,7 +38,7 @@ from .common import (
 
 @triton.jit
 def _first_head(H: tl.constexpr, HP: tl.constexpr):
-    """Of the program's HP heads."""
+    """The first of the program's HP heads."""
     if H > HP:
         return tl.program_id(1) * HP
     return 0
@@ -50,10 +50,9 @@ def _slots(
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, DH: tl.constexpr, CP: tl.constexpr,
     BN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """BN slots of one row from ``k0`` on: ``(live [BN], p [PARTS, BN / PARTS, CP], K, V [BN, HP, DH], their offsets)``.
+    """``(live [BN], p [PARTS, BN / PARTS, CP], K, V [BN, HP, DH], their offsets and mask)`` of one row's BN slots.
 
-    K and V of the heads from ``h0`` on.
-    A slot that is not live may hold any index and any p: neither is looked at.
+    From slot ``k0`` and head ``h0`` on. A dead slot may hold any index and any p: neither is read.
     """
     slot = k0 + tl.arange(0, BN)
     h = h0 + tl.arange(0, HP)
@@ -79,7 +78,7 @@ def forward_gather(
 ):  # fmt: skip
     """One query x its slots: ``O [B, N, H, D]`` and the base-2 log-sum-exp ``LSE [B, N, H]`` (+inf: dead row).
 
-    KEEP_LOW: also ``LOW``, what rounding took off O.
+    KEEP_LOW: also ``LOW``, what rounding O lost.
     """
     b = (tl.program_id(0) // N).to(tl.int64)
     l = (tl.program_id(0) % N).to(tl.int64)
@@ -123,10 +122,10 @@ def backward_gather(
 ):  # fmt: skip
     """One query x its slots: writes dQ, dp and its share of dWc, ``DW [B N, CP, HP]``.
 
-    Adds to dK and dV (fp32), or, not ATOMIC, leaves them and writes ``DELTA [B, N, H]`` for the kernel that makes them.
+    ATOMIC: adds to dK and dV (fp32). Else it writes ``DELTA [B, N, H]`` for ``backward_gather_keys``, which makes them.
 
-    SPLIT, as it must be where HP heads are not all: ``DP`` takes ``g [B, N, SLOTS, H]``, of which
-    ``backward_pairs`` makes dp and dWc.
+    SPLIT (required where HP < H): writes ``g [B, N, SLOTS, H]`` to ``DP``, which ``backward_pairs`` turns into dp and
+    dWc.
     """
     b = (tl.program_id(0) // N).to(tl.int64)
     l = (tl.program_id(0) % N).to(tl.int64)

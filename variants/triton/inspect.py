@@ -28,8 +28,8 @@ _LEAST_SHARED_BYTES = 100 * 1024  # of an architecture that is not listed: consu
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the compiler made of one kernel. ``loops`` holds, per innermost loop, the instructions of the shortest way
-    around it by mnemonic: the way of an interior tile, past what only edge tiles do."""
+    """What the compiler made of one kernel. ``loops``: for each innermost loop, how often each mnemonic occurs on the
+    shortest path around it, which is that of an interior tile: it skips what only edge tiles do."""
 
     kernel: str
     arch: int
@@ -74,7 +74,7 @@ class Inspection:
     def per_pair(self) -> float:
         """Warp instructions per pair in the main loop.
 
-        The shortest of the long ones: peeled loops over edge tiles do the same work and masks on top.
+        Of the shortest of the long loops: the peeled loops over edge tiles do the same work and apply masks.
         """
         sizes = [sum(loop.values()) for loop in self.loops]
         return min(s for s in sizes if s > max(sizes) / 3) * self.num_warps / self.pairs
@@ -165,7 +165,7 @@ def inspect_shipped(
 
 
 def sizes_of(dtype: str, pair_dtype: str, heads: int, head_dim: int, channels: int) -> Sizes:
-    """Of dtypes by name."""
+    """``Sizes`` from dtypes by name."""
     import torch
 
     return Sizes(getattr(torch, dtype), getattr(torch, pair_dtype), heads, head_dim, channels)

@@ -66,8 +66,11 @@ class Problem:
 
 @contextmanager
 def on(device: torch.device) -> Iterator[None]:
-    """Kernels are launched on the current device: make it the tensors'. What CUDA itself refuses while a graph is
-    captured, such as to load a kernel that was never used, and a plan that was never made, are refused by name."""
+    """Make ``device``, the tensors', the current one, on which kernels are launched.
+
+    What CUDA refuses during a graph capture, such as loading a kernel that was never used, raises
+    :class:`UnsupportedError`, as a plan that was never made does.
+    """
     if device.type != "cuda":
         yield
         return
@@ -80,7 +83,7 @@ def on(device: torch.device) -> Iterator[None]:
             raise
 
 
-_ROWS = 16  # per program of the kernels that go over rows
+_ROWS = 16  # rows per program of ``backward_prepare`` and ``backward_finish``
 
 
 def _kernels(part: str) -> Any:
@@ -125,7 +128,7 @@ def if_it_fits(direction: Direction, problem: Problem, plan: BandPlan, run: Call
 
 
 def splits(direction: Direction, problem: Problem, plan: BandPlan | None) -> bool:
-    """Whether the kernel of ``direction``, over a band or without a plan over any table, takes its heads in groups."""
+    """Whether the kernel of ``direction`` (the gather kernel if there is no plan) takes the heads in groups."""
     return _choose(direction, problem, plan).split_heads is not None
 
 
@@ -174,8 +177,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(dQ, dK, dV, dp, dgamma, dW)`` over a band.
 
-    dQ is added up in fp32 by atomics, ``deterministic`` in one slot per (query, key block), which takes
-    ``K / cols + 2`` times Q in fp32. A configuration that splits the backward takes H / C of p for dS while it runs.
+    dQ is summed in fp32 by atomics, or if ``deterministic`` in one slot per (query, key block), which takes
+    ``K / cols + 2`` times Q in fp32. A configuration that splits the backward also allocates g, H / C of p's size.
     """
     kernels = _kernels("backward")
     q, p = problem.q, problem.p
@@ -215,7 +218,7 @@ def backward(
 
 
 def _pair_gradients(problem: Problem, g: Tensor, dp: Tensor) -> Tensor:
-    """Writes dp, all of it, of ``g [B, N, K, H]``, as the kernel before it left it; gives dW's parts."""
+    """Write all of dp from ``g [B, N, K, H]``, which the split kernel wrote; return dW's partial sums."""
     config, dims = pairs_config(problem.compiled_for), problem.dims()
     constants, pairs = config.pairs_constants(), g.numel() // g.shape[3]
     programs = _blocks(pairs, PAIRS_A_PROGRAM)
@@ -257,8 +260,8 @@ def backward_gather(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(dQ, dK, dV, dp, dgamma, dW)`` over any neighbour table.
 
-    dK and dV are added up by atomics in fp32; deterministic, where the table comes inverted too, key by key from p read
-    a second time. A configuration that splits the backward takes H / C of p for dS while it runs.
+    dK and dV are summed in fp32 by atomics, or with ``holders`` (the inverted table) deterministically, key by key,
+    which reads p a second time. A configuration that splits the backward also allocates g, H / C of p's size.
     """
     q, p = problem.q, problem.p
     b, n, h, _, slots, _ = problem.sizes

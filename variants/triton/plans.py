@@ -18,8 +18,8 @@ from ..band.plan import BandPlan
 
 
 def refuse_in_capture(device: torch.device, what: str) -> None:
-    """Raise :class:`UnsupportedError` while a CUDA graph is captured: ``what`` takes a look at values, or would belong
-    to the graph and hold nothing before its first replay."""
+    """Raise :class:`UnsupportedError` while a CUDA graph is captured: making ``what`` reads values, or would be part of
+    the graph and hold nothing before the first replay."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         need = "one call with the same index, mask and sizes (and its backward) is required before a graph is captured"
         raise UnsupportedError([f"graph capture: {need}, {what} was not there yet"], who="TritonFusedBlock")
@@ -67,9 +67,8 @@ def rows_of(plan: BandPlan) -> Rows:
 
 
 def queries_of(plan: BandPlan, cols: int) -> Tensor:
-    """Int32 ``[4, blocks]`` per block of ``cols`` keys: first and last + 1 query that sees some of its keys, and such
-    that every query from the third to the fourth sees all of them (an empty range where rows are dead or not in order).
-    """
+    """Int32 ``[4, blocks]``, per block of ``cols`` keys: the first and last + 1 query that sees some of its keys, then
+    the first and last + 1 of those that see all of them (an empty range where rows are dead or not in order)."""
     made = rows_of(plan).queries
     if cols not in made:
         refuse_in_capture(plan.base.device, "the plan of its keys")
@@ -123,7 +122,7 @@ class Holders:
 
 @remembered
 def holders_of(neighbor_idx: Tensor, valid_mask: Tensor) -> Holders:
-    """4 bytes per live slot (8 from 2**31 slots on), and while it is made some 40."""
+    """The table inverted: 4 bytes per live slot (8 from 2**31 slots on), and about 40 while it is made."""
     n = neighbor_idx.shape[0]
     live = valid_mask if valid_mask.dim() == 2 else valid_mask.any(0)
     slots = live.flatten().nonzero()[:, 0]

@@ -1,9 +1,9 @@
 """Tuning: each candidate configuration is compiled, checked against the shipped one, timed; the fastest is kept.
 
 On request only: ``tune`` (``python -m benchmarks tune``), or where ``PALLATOM_TRITON_AUTOTUNE=1`` at a kernel's first
-use. It runs on inputs of its own, a band of atom14 residues in a window of 32, so that neither the sizes nor the
-numbers of a caller decide, and keeps the result in the file of :mod:`~.tuned`. What it took is logged apart
-(``tunings``, ``tuning_ms``): no part of the time of what asked for it.
+use. It runs on inputs of its own, a band of atom14 residues in a window of 32, so that the result depends on no
+caller's sizes or values, and keeps the result in the file of :mod:`~.tuned`. Its time is recorded (``tunings``,
+``tuning_ms``), so that it can be subtracted from that of the call that asked for it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .inspect import Inspection
 
 LEAD = 0.02
-"""What a candidate must be faster by to displace the shipped default: more than one timing differs from the next."""
+"""The least relative gain that displaces the shipped default: more than repeated timings differ by."""
 
 # relative error norm of two configurations' results, each with the rounding of its dtype
 _AGREES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -90,8 +90,9 @@ class Tuning:
 class Process:
     """What this process has tuned: ``done`` in order, ``tried`` at first use. One kernel is tuned at a time.
 
-    It is the process's because a kernel is tuned once in it, whoever asks, and because the time that this took is no
-    part of the time of the call that asked. Results serve here also where the file cannot be written.
+    The record belongs to the process, because a kernel is tuned once in it, whichever block asks, and because the time
+    that tuning took is subtracted from the time of the call that asked. Results hold here even if the file cannot be
+    written.
     """
 
     def __init__(self) -> None:
@@ -112,7 +113,7 @@ class TuningError(RuntimeError):
 
 
 def candidates(kernel: Kernel) -> tuple[Config, ...]:
-    """The shipped default first, then what is worth trying: a dozen or two."""
+    """The shipped default first, then one or two dozen others."""
     if kernel.mode == "gather":
         split = kernel.shipped().split_heads
         rows = [Config(1, cols, warps, 1, split_heads=split) for cols in (16, 32, 64) for warps in (2, 4, 8)]
@@ -251,12 +252,12 @@ def choose(direction: Direction, mode: Mode, sizes: Sizes, device: torch.device,
 
 @functools.cache
 def _shipped(direction: Direction, mode: Mode, sizes: Sizes, arch: int) -> Config:
-    """Every launch asks, and most have only this to hear."""
+    """Cached, because every launch asks."""
     return Kernel(direction, mode, sizes, arch).shipped()
 
 
 def tune_at_first_use(kernel: Kernel, device: torch.device, bench: Callable[[Kernel], Bench] = gpu_bench) -> Config:
-    """Tune once in a process. Where that cannot be, a warning says why and the default serves."""
+    """Tune the kernel once in this process; where that fails, warn with the reason and use the shipped default."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return _process.best(kernel)  # tuning would synchronise, which a capture forbids
     with _process.lock:

@@ -1,4 +1,4 @@
-"""The file of tuned configurations: looked up by the launcher, added to by tuning, shipped by whoever likes to.
+"""The file of tuned configurations: read at every launch, extended by tuning.
 
 ``PALLATOM_TRITON_TUNED`` names it; where that is not set and ``PALLATOM_TRITON_AUTOTUNE=1`` is, it is
 ``pallatom-bench/triton_tuned.json`` in the user's cache folder; else there is none and shipped defaults serve. JSON::
@@ -48,7 +48,7 @@ class Kernel:
     arch: int
 
     def shipped(self) -> Config:
-        """The default."""
+        """The shipped default configuration."""
         if self.mode == "gather":
             return gather_config(self.direction, self.sizes, self.arch)
         return (forward_config if self.direction == "forward" else backward_config)(self.sizes, self.arch)
@@ -62,7 +62,7 @@ class Kernel:
 
     @property
     def key(self) -> str:
-        """The name, and what the kernel is made of and by."""
+        """The name, the triton version and the hash of the kernel's sources."""
         part = "gather" if self.mode == "gather" else self.direction
         return f"{self.name} | {toolchain(part)}"
 
@@ -84,7 +84,7 @@ def config_for(kernel: Kernel) -> Config:
 
 
 def tuned(kernel: Kernel) -> Config | None:
-    """The entry of the file in force, if it has one."""
+    """The kernel's entry in the file that applies, if there is one."""
     path = tuned_file()
     if path is None:
         return None
@@ -103,7 +103,7 @@ def autotune_asked() -> bool:
 
 
 def tuned_file() -> Path | None:
-    """The file in force, whether it is there yet or not."""
+    """The file that applies, whether it exists yet or not; None if none does."""
     named = os.environ.get(TUNED_FILE)
     if named:
         return Path(named)
@@ -127,7 +127,7 @@ def _entries(path: Path) -> Mapping[str, Config]:
 
 @functools.cache
 def _warn_if_stale(path: Path, kernel: Kernel) -> None:
-    """Once per kernel: the file knows it, but as other kernels or another triton had it."""
+    """Warn, once per kernel, if its entry was made with other sources or another triton."""
     stale = [key for key in _entries(path) if key.startswith(f"{kernel.name} | ")]
     if stale:
         made = stale[0].partition(" | ")[2]
@@ -136,7 +136,7 @@ def _warn_if_stale(path: Path, kernel: Kernel) -> None:
 
 
 def forget() -> None:
-    """Read files anew, as after one was added to."""
+    """Drop what was read of files, so that the next look-up reads them again."""
     _entries.cache_clear()
 
 
@@ -200,7 +200,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """A reader meets the old file or the new one, never a part."""
+    """Readers see the old file or the new one, never a part of either."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as f:
