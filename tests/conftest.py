@@ -21,8 +21,8 @@ INTERPRETER = pytest.StashKey[Interpreter]()
 # What takes longest begins first: the rest then fills the gaps, and no process is left alone with a long test.
 LONGEST = (
     "test_asv_run", "test_regress_run", "test_cli", "test_triton_interpreter", "test_variants_kinds",
-    "test_variants_values", "test_sweep", "test_cheats", "test_asv_commits", "test_profile_run", "test_report_history",
-    "test_variants_children", "test_variants_calls", "test_variants_flex", "test_variants",
+    "test_variants_values", "test_sweep", "test_sweep_killed", "test_cheats", "test_asv_commits", "test_profile_run",
+    "test_report_history", "test_variants_children", "test_variants_calls", "test_variants_flex", "test_variants",
 )  # fmt: skip
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.levels import arms, footprint
-from benchmarks.harness.levels.case import Case
 from benchmarks.harness.ruler import sources
 from benchmarks.harness.schema.problem import INDEX_BACKEND
 from benchmarks.harness.schema.record import Record, append, read
@@ -24,7 +17,6 @@ from benchmarks.harness.worker import host as hosts
 from benchmarks.harness.worker import process
 from benchmarks.harness.worker.host import Host
 from benchmarks.harness.worker.options import Options
-from benchmarks.harness.worker.process import Worker, WorkerDied, WorkerTimeout
 from benchmarks.harness.workload import problems
 from tests import records_factory as made
 
@@ -347,141 +339,6 @@ def test_a_budget_ends_in_time_with_complete_cells(tmp_path: Path, host: Host, m
     assert outcome.seconds >= 12.0 + 3600.0
 
 
-SWEEP = [
-    "-n",
-    "64,80,96,112,128",
-    "--window",
-    "4,8",
-    "-b",
-    "gather,banded",
-    "--group-budget-s",
-    "0.3",
-    "--threads",
-    "1",
-]
-
-
-WAITS = """
-
-_attend_at_once = BandedBlock._attend
-
-
-def _attend_when_told(self, Q, *others):
-    import pathlib, time
-
-    while Q.shape[1] in (112, 128) and not (pathlib.Path(__file__).parents[1] / "go").exists():
-        time.sleep(0.05)
-    return _attend_at_once(self, Q, *others)
-
-
-BandedBlock._attend = _attend_when_told
-"""
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the project, which nobody edits between two calls; at 112 and 128 atoms ``banded`` waits for a file."""
-    for name in ("pallatom", "variants", "benchmarks"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with open(tmp_path / "variants" / "banded.py", "a") as f:
-        f.write(WAITS)
-    return tmp_path
-
-
-def start_sweep(out: Path, tree: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "benchmarks", "sweep", "--device", "cpu", *SWEEP, "--out", str(out)]
-    # a shell starts its background jobs with Control-C ignored, and children inherit that
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(
-        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed
-    )
-
-
-def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 2000
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and path.read_bytes().count(b"\n") >= count:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no {count} records in time; exit code {process.poll()}")
-
-
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(word) for word in listed.stdout.split()]
-
-
-def test_a_sweep_killed_half_way_ends_with_the_same_cells_as_an_undisturbed_one(tree: Path) -> None:
-    out = tree / "r.jsonl"
-    process = start_sweep(out, tree)
-    wait_for_lines(out, 4, process)
-    workers = children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = list(read(out))
-    assert 4 <= len(before) < 20
-    assert workers
-    assert all(gone(worker) for worker in workers), "a worker outlived its sweep"
-    with open(out, "a") as f:
-        f.write('{"schema_version":1,"run":"cut off by the ki')
-
-    (tree / "go").touch()
-    finished = start_sweep(out, tree)
-    said, _ = finished.communicate(timeout=2000)
-    assert finished.returncode == 0, said
-    after = list(read(out))
-    undisturbed = groups_of(("gather", "banded"), n_atom=(64, 80, 96, 112, 128), window=(4, 8))
-    assert {r.key for r in after} == {f"{b}@{g.problem.key}" for g in undisturbed for b in g.backends}
-    assert len(after) == 20  # none twice
-    assert [r.key for r in after[: len(before)]] == [r.key for r in before]
-    assert {r.status for r in after} == {"ok"}
-    third, _ = start_sweep(out, tree).communicate(timeout=1000)
-    assert third.startswith("0 cells to measure, 20 are on file already")
-
-
-def gone(pid: int) -> bool:
-    for _ in range(6000):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def test_control_c_leaves_a_good_file_and_says_how_to_go_on(tree: Path) -> None:
-    out = tree / "r.jsonl"
-    process = start_sweep(out, tree)
-    wait_for_lines(out, 2, process)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert "the same command goes on" in said
-    assert "Traceback" not in said
-    assert list(read(out))
-
-
-def test_a_worker_that_dies_says_how_and_one_that_waits_too_long_is_ended() -> None:
-    worker = Worker(threads=1)
-    try:
-        worker.request("devices")
-        assert [e["event"] for e in worker.events(limit_s=600)] == ["devices"]
-        os.kill(worker.pid, signal.SIGTERM)
-        with pytest.raises(WorkerDied, match="SIGTERM"):
-            list(worker.events(limit_s=600))
-    finally:
-        worker.close()
-    worker = Worker(threads=1)
-    try:
-        with pytest.raises(WorkerTimeout, match=r"0\.1 s"):  # nothing was asked, so nothing will come
-            list(worker.events(limit_s=0.1))
-        assert not worker.alive
-    finally:
-        worker.close()
-
-
 @pytest.mark.parametrize("killer", [0, 2])
 def test_the_one_in_flight_is_blamed_however_long_its_path_is(tmp_path: Path, host: Host, killer: int) -> None:
     """A note is overwritten by the next: of a longer one nothing may be left, nor may it be cut."""
@@ -496,16 +353,6 @@ def test_the_one_in_flight_is_blamed_however_long_its_path_is(tmp_path: Path, ho
     (dead,) = (record for record in outcome.records if record.status == "crashed")
     assert dead.reason is not None
     assert "in phase: first call" in dead.reason
-
-
-def test_the_worker_is_the_first_to_go_when_memory_runs_out() -> None:
-    worker = Worker(threads=1)
-    try:
-        worker.request("devices")
-        list(worker.events(limit_s=600))
-        assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text().strip() == "1000"
-    finally:
-        worker.close()
 
 
 def test_planning_needs_no_torch() -> None:
@@ -524,40 +371,3 @@ def test_a_plan_has_no_problem_twice_and_begins_with_the_smallest() -> None:
     assert [harness.work(g.problem) for g in groups] == sorted(harness.work(g.problem) for g in groups)
     index = groups_of(("gather", "banded"), level=("index",), mode=("fwd", "fwdbwd"))
     assert [g.backends for g in index] == [(INDEX_BACKEND,)]
-
-
-SCRATCH_BYTES = 2 << 20  # a tile's working set does not grow with the problem, and no model counts it
-LEVELS = ("attention", "block", "stack", "encoder", "decoder")
-
-
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
-def test_inputs_are_counted_before_they_are_built(level: str, mode: str) -> None:
-    from benchmarks.harness.levels import inputs
-
-    problem, source = problems.resolve(
-        problems.Axes(level=level, mode=mode, workload="ubiquitin", atoms="heavy", window=8)
-    )
-    built = inputs.build(problem, source)
-    tensors = [*built.tensors.values(), *built.fixed.values(), *built.cotangents.values()]
-    held = sum(t.numel() * t.element_size() for t in tensors)
-    assert footprint.input_bytes(problem) == pytest.approx(held, rel=0.02)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("backend", ["gather", "banded"])
-def test_no_cell_takes_more_than_was_predicted(level: str, backend: str) -> None:
-    from benchmarks.harness.levels import inputs
-    from benchmarks.harness.ruler.memory import peak_memory
-
-    for mode in ("fwd", "fwdbwd"):
-        axes = problems.Axes(level=level, mode=mode, workload="gfp", atoms="backbone", window=16)
-        problem, source = problems.resolve(axes)
-        built = inputs.build(problem, source)
-        case = Case(built, arms.converted(backend, built.module))
-        case()
-        case.release()
-        peak, _ = peak_memory(case, "cpu")
-        predicted = footprint.peak_bytes(problem, arms.seam_peak_bytes(backend, problem))
-        assert peak <= predicted * footprint.MARGIN + SCRATCH_BYTES
-        assert predicted < 6 * peak  # and it is no wild guess that would refuse what fits

@@ -1,0 +1,45 @@
+"""The memory of a cell is predicted before it is built: its inputs exactly, its peak within a margin."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.harness.levels import arms, footprint
+from benchmarks.harness.levels.case import Case
+from benchmarks.harness.workload import problems
+
+SCRATCH_BYTES = 2 << 20  # a tile's working set does not grow with the problem, and no model counts it
+LEVELS = ("attention", "block", "stack", "encoder", "decoder")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
+def test_inputs_are_counted_before_they_are_built(level: str, mode: str) -> None:
+    from benchmarks.harness.levels import inputs
+
+    problem, source = problems.resolve(
+        problems.Axes(level=level, mode=mode, workload="ubiquitin", atoms="heavy", window=8)
+    )
+    built = inputs.build(problem, source)
+    tensors = [*built.tensors.values(), *built.fixed.values(), *built.cotangents.values()]
+    held = sum(t.numel() * t.element_size() for t in tensors)
+    assert footprint.input_bytes(problem) == pytest.approx(held, rel=0.02)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("backend", ["gather", "banded"])
+def test_no_cell_takes_more_than_was_predicted(level: str, backend: str) -> None:
+    from benchmarks.harness.levels import inputs
+    from benchmarks.harness.ruler.memory import peak_memory
+
+    for mode in ("fwd", "fwdbwd"):
+        axes = problems.Axes(level=level, mode=mode, workload="gfp", atoms="backbone", window=16)
+        problem, source = problems.resolve(axes)
+        built = inputs.build(problem, source)
+        case = Case(built, arms.converted(backend, built.module))
+        case()
+        case.release()
+        peak, _ = peak_memory(case, "cpu")
+        predicted = footprint.peak_bytes(problem, arms.seam_peak_bytes(backend, problem))
+        assert peak <= predicted * footprint.MARGIN + SCRATCH_BYTES
+        assert predicted < 6 * peak  # and it is no wild guess that would refuse what fits
