@@ -154,7 +154,7 @@ def convert(module: torch.nn.Module, name: str) -> torch.nn.Module:
     ``module`` itself stays as it is. Raises ``ValueError`` for an unknown name or a tree without an
     ``AtomTransformerBlock``, ``TypeError`` for a block whose class is neither the layer's own nor a backend's, and
     :class:`UnsupportedError` where the backend reads the weights of children that are not plain (wrapped, hooked,
-    replaced). The same is asked at every call, for what is put on a child later.
+    replaced). Every call checks this again, because children may be changed later.
 
     A backend remembers what it made of an index and mask. On the CPU any edit of these is seen; on a GPU those are that
     torch counts (not through ``.data``, DLPack or a kernel of one's own): see :mod:`pallatom.architecture._remember`.

@@ -4,7 +4,7 @@
 the largest operand (K·C numbers a row against 4·H·D: 14 times as many in the usual shape), so everything is arranged
 around reading it once for all heads, and in the backward reading it once more and writing its gradient once.
 
-*Forward*: a program owns some query rows and walks along the keys of their band. Per tile of pairs, tensor cores centre
+*Forward*: a program owns some query rows and visits the keys of their band. Per tile of pairs, tensor cores centre
 p (times I − 11ᵀ/C, exact in 16 bits) and project it, un-normalised, onto W·γ centred over c::
 
     bias[pair, h] = rstd[pair] · <p[pair], Wc[h]>,    Wc = γ W − mean_c(γ W)    (mean(p) meets a zero sum)
@@ -13,7 +13,7 @@ p (times I − 11ᵀ/C, exact in 16 bits) and project it, un-normalised, onto W�
 The bias is then the *accumulator* of Q·Kᵀ. Products with p give each warp a part of the pairs; products with K and V
 are batched over heads and give each warp its heads; only the bias (C/H times smaller than p) changes warps.
 
-*Backward*: a program owns some keys and walks along the queries that see them, so dK and dV stay in registers and dp
+*Backward*: a program owns some keys and visits the queries that see them, so dK and dV stay in registers and dp
 is written as it is made; only dQ is shared, by fp32 atomics, or under ``torch.use_deterministic_algorithms`` by one
 slot per (query, key block) summed in order. Saved for it: O, and the log-sum-exp of each row and head. Nothing of size
 N·K exists beside p and dp. With x̂ the normalised row and G = dS·Wcᵀ: dp = rstd·(G − x̂·<x̂, G>/C), dWc = Σ x̂ᵀ dS.

@@ -133,7 +133,7 @@ def _attention(Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, where: Layout) -> 
     batch, heads = Q.shape[:2]
     blocks = where.blocks.expand(heads, -1, -1)
     shape = (batch, heads * where.row.numel(), _SIDE, _SIDE)
-    mask = BlockSparseTensor(Q.new_empty(1).expand(shape), blocks)  # only its shape and layout are looked at
+    mask = BlockSparseTensor(Q.new_empty(1).expand(shape), blocks)  # only its shape and layout are read
     scores = masked_matmul(Q * (Q.shape[-1] ** -0.5), K.transpose(-2, -1), mask).values()
     scores = (scores.reshape(bias.shape) + bias).view(batch, heads, -1, _SIDE, _SIDE)
     return torch.softmax(BlockSparseTensor(row_shifted(scores, where).view(shape), blocks), dim=-1) @ V

@@ -157,7 +157,7 @@ def check_live_indices(neighbor_idx: Tensor, valid_mask: Tensor) -> None:
     Checked once per (index, mask), by the contract of `_remember`; on a GPU that first check waits for the device.
     """
     if torch.compiler.is_compiling() or neighbor_idx.is_meta or not neighbor_idx.numel():
-        return  # no values to look at
+        return  # there are no values to check
     if neighbor_idx.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # looking would end the capture
     _in_range(neighbor_idx, valid_mask)
@@ -213,7 +213,7 @@ def check_encoder(
     r_scaled: Tensor,
     tok_idx: Tensor,
 ) -> None:
-    """The arguments of the encoder's ``forward``; the values of `tok_idx` are looked at where the index is built."""
+    """The arguments of the encoder's ``forward``; the values of `tok_idx` are checked where the index is built."""
     sizes = check_shapes(
         _plain_sizes(
             xyz=3,

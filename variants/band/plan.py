@@ -17,7 +17,7 @@ from pallatom.architecture._validate import refuse_out_of_range
 
 from .._backend import UnsupportedError
 
-_CHECK_ELEMENTS = 1 << 20  # slots looked at per step, so that checking needs little memory
+_CHECK_ELEMENTS = 1 << 20  # slots checked at a time, which bounds the memory that checking takes
 
 
 class NotABand(UnsupportedError):
