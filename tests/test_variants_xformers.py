@@ -30,6 +30,7 @@ CASES = {
     "whole tiles": {"n": 128, "k": 60, "batch": 2},
     "one atom": {"n": 1, "k": 1},
     "no slots": {"n": 5, "k": 0},
+    "rows that see nothing of a block": {"n": 70, "k": 5},
 }
 
 

@@ -7,7 +7,9 @@ without duplicates will do. Blocks exist once per (index, mask) and are remember
 Two things the library does not do. Its softmax subtracts one maximum of the *whole* tensor and clamps the sum at
 1e-24, so a row that lies far below the greatest score comes out wrong: each row's own maximum is subtracted first,
 detached, which changes no mathematics. And it adds no bias: the bias goes into the blocks' values, dead cells get −inf,
-or 0 in rows without a live pair, whose softmax would be NaN and is dropped. 16-bit inputs are computed in float32.
+or 0 in rows without a live pair, whose softmax would be NaN and is dropped. Beside its row's maximum a score of −1e9
+weighs nothing; it takes the place of −inf, since a row of −inf alone has a NaN gradient in the library's softmax.
+16-bit inputs are computed in float32.
 
 Cost model: scores, bias blocks and weights of every cell of every block pass through memory about ten times; blocks of
 Q, K and V are copied once per block. The library calls ``nonzero`` on the layout [H, N/32, N/32] in each of its three
@@ -32,6 +34,7 @@ from ._require import require
 from .libraries.xformers import library_reasons
 
 _SIDE = 32  # atoms per side of a block; the library takes 16 or more
+_LOWEST = -1e9  # below its row's greatest score: exp gives exactly 0
 _MAX_LAYOUT = 2**28  # the layout is dense, N/32 squared, and the library's nonzero on CUDA counts in 32 bits over heads
 
 
@@ -86,11 +89,12 @@ def bias_cells(bias: Tensor, valid_mask: Tensor, where: Layout) -> Tensor:
 
 
 def row_shifted(values: Tensor, where: Layout) -> Tensor:
-    """``values [B, H, nnz, side, side]`` minus each row's maximum over all its blocks, detached."""
+    """``values [B, H, nnz, side, side]`` minus each row's maximum over all its blocks, detached; −1e9 for −inf."""
     greatest = values.detach().amax(-1)
     rows = greatest.new_full((*values.shape[:2], where.blocks.shape[0], _SIDE), -math.inf)
     rows.scatter_reduce_(2, where.row[:, None].expand_as(greatest), greatest, "amax")
-    return values - rows.index_select(2, where.row)[..., None]
+    shifted = values - rows.index_select(2, where.row)[..., None]
+    return shifted.masked_fill(shifted == -math.inf, _LOWEST)
 
 
 class XformersBlocksparseBlock(AtomTransformerBlock):
