@@ -6,6 +6,7 @@ import math
 import re
 
 from benchmarks.harness.ruler.statistics import Ratio
+from benchmarks.harness.schema.axes import SYNTHETIC, of_role, unusual
 from benchmarks.harness.schema.problem import Problem
 
 DASH = "–"
@@ -73,10 +74,15 @@ def p_value(p: float | None) -> str:
 
 
 def sizes(p: Problem) -> str:
-    """The sizes of a problem, and where they come from."""
-    name = "" if p.workload == "synthetic" else f"{p.workload}, "
-    style = " (32 × 128 blocks)" if p.window_style == "blocks" else ""
-    return f"{name}N = {p.n_atom:,}, W = {p.window}{style}, K = {p.n_neighbor:,}"
+    """The sizes of a problem that its setting does not hold, and where they come from."""
+    style = {"window": " (32 × 128 blocks)"} if p.window_style == "blocks" else {}
+    known = [f"{a.symbol} = {a.value(p):,}{style.get(a.name, '')}" for a in of_role("size")]
+    return ", ".join([*([] if p.workload == SYNTHETIC else [p.workload]), *known])
+
+
+def all_sizes(p: Problem) -> str:
+    """As :func:`sizes`, and what of the model is not as usual."""
+    return ", ".join([sizes(p), *(f"{a.symbol} = {a.value(p):,}" for a in unusual(p))])
 
 
 def in_unit(value: float, unit: str) -> str:

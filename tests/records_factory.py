@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ CUDA = Machine(
 def problem(
     *, level: str = "attention", mode: str = "fwd", device: str = "cpu", dtype: str = "float32",
     workload: str = "synthetic", atoms: str = "atom14", n_atom: int = 2048, window: int = 32,
-    k_cap: int | None = None, **changes: object,
+    k_cap: int | None = None, **changes: Any,
 ) -> Problem:  # fmt: skip
     per = ATOMS_PER_RESIDUE[atoms]
     k = min((2 * (window // 2) - 1) * per, n_atom - 1)
@@ -84,7 +85,8 @@ def problem(
     fields = {
         "level": level, "mode": mode, "device": device, "dtype": dtype, "workload": workload, "atoms": atoms,
         "n_atom": n_atom, "n_res": max(1, n_atom // per), "window": window, "k_cap": k_cap, "n_neighbor": k,
-        "live_pairs": int(n_atom * k * 0.97), "n_blocks": 3 if level in ("stack", "encoder", "decoder") else 1,
+        "live_pairs": int(n_atom * k * 0.97) * changes.get("batch", 1),
+        "n_blocks": 3 if level in ("stack", "encoder", "decoder") else 1,
     }  # fmt: skip
     return Problem.model_validate(fields | changes)
 

@@ -17,6 +17,7 @@ from benchmarks.commands import app, check
 from benchmarks.commands import options as opt
 from benchmarks.commands import sweep as command_line
 from benchmarks.harness.levels import arms
+from benchmarks.harness.schema.axes import AXES
 from benchmarks.harness.schema.problem import (
     ATOM_SETS,
     DTYPES,
@@ -25,7 +26,6 @@ from benchmarks.harness.schema.problem import (
     LEVELS,
     MODES,
     OWN_INDEX,
-    WIDTHS,
     WINDOW_STYLES,
 )
 from benchmarks.harness.schema.record import Record, append
@@ -228,7 +228,7 @@ def test_every_named_protein_is_reached_by_its_name() -> None:
     for name in workloads.names()[:2]:
         problem, _ = problems.resolve(problems.Axes(workload=name, atoms="backbone", window=4))
         assert f"--workload {name}" in again.command(problem, "gather", OPTIONS)
-    assert set(WIDTHS) < set(asdict(problems.Axes()))
+    assert {axis.name for axis in AXES} == set(asdict(problems.Axes()))
 
 
 def test_numbers_that_no_problem_can_have_are_named(folder: Path) -> None:

@@ -76,6 +76,7 @@ class Backend:
     asked only where the device is there and ``requires`` imports. ``reads_weights``: the pair bias is made from the
     weights of ``norm_pair`` and ``pair_bias``, so these must be plain (see ``_require``); else they are called, and may
     be any module. ``compiles``: the first call of each kind (shapes, dtypes) runs a compiler and takes seconds.
+    ``everyday``: quick enough to be measured in a block, a stack and an encoder at every commit.
     ``tuning_ms``: what tuning, where it was asked for, has taken in this process so far; a first call that tunes is
     timed without it. ``path(block, Q, K, V, p, neighbor_idx, valid_mask)``: which of its algorithms such a call takes,
     in a word or a phrase; None where it has one (see :func:`variants.path`).
@@ -93,6 +94,7 @@ class Backend:
     needs_unique: bool = False
     reads_weights: bool = False
     compiles: bool = False
+    everyday: bool = False
     probe: Callable[[str], list[str]] | None = None
     tuning_ms: Callable[[], float] | None = None
     path: Callable[..., str] | None = None

@@ -190,5 +190,6 @@ BACKEND = Backend(
     cost=cost,
     needs_band=True,
     reads_weights=True,
+    everyday=True,
     path=band_path,
 )

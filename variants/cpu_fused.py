@@ -153,6 +153,7 @@ BACKEND = Backend(
     backward=("cpu",),
     needs_band=True,
     reads_weights=True,
+    everyday=True,
     path=band_path,
     probe=probe,
 )

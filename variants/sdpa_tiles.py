@@ -50,5 +50,6 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     cost=cost,
     needs_band=True,
+    everyday=True,
     path=path,
 )

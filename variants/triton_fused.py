@@ -290,5 +290,6 @@ BACKEND = Backend(
     min_capability=(8, 0),
     probe=_probe,
     tuning_ms=tuning_ms,
+    everyday=True,
     path=path,
 )

@@ -8,29 +8,32 @@ Free of everything but the standard library: asv starts a process per number.
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
 import random
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ..harness.schema.axes import AXES, axis
+
 ROOT = Path(__file__).resolve().parents[2]
+DEVICES = list(axis("device").choices)
 CELLS, SELECTED, DEVICE = "BENCH_CELLS", "BENCH_SELECTED", "BENCH_DEVICE"
-AXES = ("device", "backend", "n_atom", "window", "k", "dtype", "mode")
 UNCAPPED = "all"  # on the axis k: every neighbour that the window holds
 KERNELS = "kernels"  # the level of what the compiler makes, which has axes of its own
 SEED = 20261122
 
 Cell = tuple[Any, ...]  # in the order of the level's axes
 
-# Compiling for every shape takes these longer than a whole commit may: they are measured when they are asked for.
-COMPILING = ("flex", "gather_compiled")
-DEVICES = ["cpu", "cuda"]
 INDEX_BACKEND = "build_sparse_pairs"
+_ROWS = tuple(a for a in AXES if a.asv)
+# The parameters, in an order that results on file have: a new axis comes last.
+PARAMETERS = ("device", "backend", *(a.parameter for a in _ROWS))
 
 
 class BadCells(ValueError):
@@ -43,18 +46,27 @@ def backends() -> tuple[str, ...]:
     return tuple(sorted(f.stem for f in (ROOT / "variants").glob("*.py") if not f.stem.startswith("_")))
 
 
+@functools.cache
+def declared(backend: str) -> frozenset[str]:
+    """What the declaration that ends a backend's file sets to True, read from its text: nothing is imported, torch
+    least."""
+    for node in ast.parse((ROOT / "variants" / f"{backend}.py").read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="BACKEND")], value=ast.Call(keywords=said)):
+                true = (k for k in said if isinstance(k.value, ast.Constant) and k.value.value is True)
+                return frozenset(k.arg for k in true if k.arg)
+    return frozenset()
+
+
+def value_of(value: Any) -> Any:
+    """A value of an axis as asv's grid spells it: no cap has a word, since asv shows None as nothing."""
+    return UNCAPPED if value is None else value
+
+
 def _axes(backend: Iterable[str] = (), **lists: list[Any]) -> dict[str, list[Any]]:
-    """The axes in the order of ``AXES``."""
-    whole: dict[str, list[Any]] = {
-        "device": DEVICES,
-        "backend": list(backend) or list(backends()),
-        "n_atom": [512, 2048, 16384],
-        "window": [16, 32],
-        "k": [UNCAPPED, 64],
-        "dtype": ["float32", "bfloat16"],
-        "mode": ["fwd", "fwdbwd"],
-    }
-    return whole | lists
+    """The parameters with their values."""
+    whole = {a.parameter: [value_of(v) for v in a.asv] for a in _ROWS}
+    return {"device": DEVICES, "backend": list(backend) or list(backends())} | whole | lists
 
 
 GRIDS: dict[str, dict[str, list[Any]]] = {
@@ -84,11 +96,32 @@ _PIVOTS: dict[str, dict[str, list[dict[str, Any]]]] = {
         "index": [{"n_atom": 16384}],
     },
 }
-_PIVOT = {"window": 32, "k": UNCAPPED, "dtype": "float32", "mode": "fwd"}
+_PIVOT = {a.parameter: value_of(a.default) for a in _ROWS}
 _DRAWN = {"cpu": {"attention": 1}, "cuda": {"attention": 4, "block": 1}}
 _LARGEST = {"cpu": 512, "cuda": 16384}
-# Above the seam the backends differ by less and cost more: those that the seam finds slow are left out there.
-_ABOVE_THE_SEAM = ("banded", "cpu_fused", "sdpa_tiles", "triton_fused")
+
+
+def cell_of(backend: Any, problem: Mapping[str, Any]) -> Cell:
+    """The cell of one backend's record, in the grid of now; ``problem`` by the names of its fields. A record that was
+    made before there was an axis has its default."""
+    values = (value_of(problem.get(a.name, a.absent)) for a in _ROWS)
+    return brief((problem.get("device"), backend, *values))
+
+
+def brief(cell: Cell) -> Cell:
+    """A cell without the last axes where they are as usual: so it is named in results from before there were those."""
+    added = [value_of(a.default) for a in _ROWS if a.added]
+    known = len(PARAMETERS) - len(added)
+    while len(cell) > known and cell[-1] == added[len(cell) - known - 1]:
+        cell = cell[:-1]
+    return cell
+
+
+def axes_of(level: str, cell: Cell) -> dict[str, Any]:
+    """A cell as values of the harness's axes, by name."""
+    device, _, *values = cell
+    named = {a.name: None if value == UNCAPPED else value for a, value in zip(_ROWS, values)}
+    return {"level": level, "device": device} | named
 
 
 def params(level: str) -> list[list[Any]]:
@@ -109,20 +142,22 @@ def default(level: str, devices: Iterable[str]) -> list[Cell]:
     chosen: list[Cell] = []
     for device in devices:
         problems = [_PIVOT | pivot for pivot in _PIVOTS[device][level]]
-        rest = [
-            dict(zip(AXES[2:], values))
-            for values in product(*(grid[axis] for axis in AXES[2:]))
-            if values[0] <= _LARGEST[device]
-        ]
-        rest = [problem for problem in rest if problem not in problems]
+        drawn = [[_PIVOT[a.parameter]] if a.added else grid[a.parameter] for a in _ROWS]  # so that a draw stands
+        rest = [dict(zip(_PIVOT, values)) for values in product(*drawn)]
+        rest = [one for one in rest if one["n_atom"] <= _LARGEST[device] and one not in problems]
         problems += random.Random(f"{SEED} {device} {level}").sample(rest, _DRAWN[device].get(level, 0))
-        names = [b for b in grid["backend"] if b not in COMPILING and _fits_default(level, b)]
-        chosen += [(device, b, *(problem[axis] for axis in AXES[2:])) for problem in problems for b in names]
+        names = [b for b in grid["backend"] if _fits_default(level, b)]
+        chosen += [(device, b, *problem.values()) for problem in problems for b in names]
     return chosen
 
 
 def _fits_default(level: str, backend: str) -> bool:
-    return level in ("attention", "index") or backend in _ABOVE_THE_SEAM
+    """Compiling for every shape takes some longer than a whole commit may. Above the seam backends differ by less and
+    cost more: those that the seam finds slow are left out there."""
+    if level == "index":
+        return True
+    said = declared(backend)
+    return "compiles" not in said if level == "attention" else "everyday" in said
 
 
 def wanted(level: str, text: str | None = None, devices: Iterable[str] | None = None) -> list[Cell]:

@@ -87,9 +87,7 @@ def planned(wanted: Iterable[tuple[str, tuple]]) -> tuple[list[Group], Cells]:
 
 def axes_of(level: str, cell: tuple) -> Axes:
     """A cell of asv's grid as the harness's command line would ask for it."""
-    device, _, n_atom, window, k, dtype, mode = cell
-    cap = None if k == asv_grid.UNCAPPED else k
-    return Axes(level=level, mode=mode, device=device, dtype=dtype, n_atom=n_atom, window=window, k_cap=cap)
+    return Axes(**asv_grid.axes_of(level, cell))
 
 
 # -- where the records are ---------------------------------------------------------------------------

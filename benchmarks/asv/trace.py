@@ -72,7 +72,7 @@ class _Records:
     def of(self, path: Path, benchmark: str, cell: tuple, value: float, started_s: float) -> Number:
         _, suite, track = benchmark.split(".")
         level, name = suite.lower(), track.removeprefix("track_")
-        found = [one for one in self._cells.get((level, cell), ()) if _written_s(one) <= started_s]
+        found = [one for one in self._cells.get((level, asv_grid.brief(cell)), ()) if _written_s(one) <= started_s]
         if not found:
             return Number(path, benchmark, cell, value, None, "no record of this cell was written before it")
         metric = (KERNEL_METRICS if level == asv_grid.KERNELS else METRICS)[name]
@@ -84,9 +84,7 @@ class _Records:
 
 def cell_of(one: Record) -> tuple:
     """A record's cell in asv's grid."""
-    p = one.problem
-    cap = asv_grid.UNCAPPED if p.k_cap is None else p.k_cap
-    return p.device, one.backend, p.n_atom, p.window, cap, p.dtype, p.mode
+    return asv_grid.cell_of(one.backend, one.problem.model_dump())
 
 
 def shown(value: Value) -> float | None:

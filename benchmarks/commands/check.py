@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from ..harness.levels import arms
+from ..harness.schema.axes import of_role, unusual_in
 from ..harness.schema.record import Record
 from ..harness.sweep import sweep as harness
 from ..harness.worker.host import Host
@@ -17,28 +18,11 @@ from . import options as opt
 
 
 @opt.reported
+@opt.asks(rare=True, dtype=["float32,bfloat16"], mode=["fwdbwd"], level=["attention,block"])
 def check(
     backend: opt.Backends = ["all"],  # noqa: B006
-    workload: opt.Workloads = None,
-    structure: opt.Structures = None,
-    n_atom: opt.Sizes = None,
-    atoms: opt.AtomSets = None,
-    window: opt.Windows = ["32"],  # noqa: B006
-    k: opt.Caps = None,
-    heads: opt.Heads = ["4"],  # noqa: B006
-    dtype: opt.DTypes = ["float32,bfloat16"],  # noqa: B006
-    mode: opt.Modes = ["fwdbwd"],  # noqa: B006
-    level: opt.Levels = ["attention,block"],  # noqa: B006
-    device: opt.Device = "auto",
-    window_style: opt.Styles = ["residues"],  # noqa: B006
-    batch: opt.Batches = ["1"],  # noqa: B006
-    n_blocks: opt.Blocks = ["3"],  # noqa: B006
-    c_atom: opt.AtomWidths = ["128"],  # noqa: B006
-    c_atompair: opt.PairWidths = ["16"],  # noqa: B006
-    c_token: opt.TokenWidths = ["384"],  # noqa: B006
-    c_pair: opt.TokenPairWidths = ["128"],  # noqa: B006
-    seed: opt.Seed = 0,
-    threads: opt.Threads = None,
+    *,
+    asked: opt.Asked,
     pairs: opt.Pairs = 1 << 20,
     as_json: opt.Json = False,
 ) -> None:
@@ -54,15 +38,10 @@ def check(
     """
     backends = arms.expand(list(opt.paths(backend)))
     out = show.console(stderr=as_json)
-    with Host(threads=threads) as host:
-        wanted = opt.axes(
-            workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
-            dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, device=opt.one_device(device, host),
-            seed=seed, default_workload=("ubiquitin",), n_blocks=n_blocks, c_atom=c_atom, c_atompair=c_atompair,
-            c_token=c_token, c_pair=c_pair,
-        )  # fmt: skip
+    with Host(threads=asked.threads) as host:
+        wanted = asked.axes(opt.one_device(asked.device, host), default_workload=("ubiquitin",))
         groups = harness.plan(wanted, backends)
-        settings = opt.settings(out=None, options=Options(speed=False, memory=False, gate_pairs=pairs), seed=seed)
+        settings = opt.settings(out=None, options=Options(speed=False, memory=False, gate_pairs=pairs), seed=asked.seed)
         with show.Live(out) as live:
             outcome = harness.Sweep(groups, settings, live, host).run()
     if as_json:
@@ -77,7 +56,11 @@ def check(
 def table(records: list[Record]) -> Table:
     """A row per cell with its largest error, as a share of what is allowed."""
     shown = Table(title="Largest relative errors against the float64 reference", title_justify="left")
-    for column in ("backend", "level", "mode", "dtype", "atoms of", "N", "rows", "output", "gradients", "status"):
+    problems = [r.problem for r in records]
+    sizes = [a for a in of_role("size") if a.name == "n_atom" or len({a.value(p) for p in problems}) > 1]
+    sizes += unusual_in(problems)
+    numbers = [a.symbol for a in sizes]
+    for column in ("backend", "level", "mode", "dtype", "atoms of", *numbers, "rows", "output", "gradients", "status"):
         shown.add_column(column)
     for r in records:
         p = r.problem
@@ -85,8 +68,9 @@ def table(records: list[Record]) -> Table:
         rows = f"{r.gate.rows_checked:,}" if r.gate else "–"
         why = "" if r.status in ("ok", "unsupported") else f" {r.reason}"
         shown.add_row(
-            r.backend, p.level, p.mode, show.SHORT[p.dtype], f"{p.workload} {p.atoms}", f"{p.n_atom:,}", rows,
-            _largest(errors, gradients=False), _largest(errors, gradients=True), show.styled(show.status(r), why),
+            r.backend, p.level, p.mode, show.SHORT[p.dtype], f"{p.workload} {p.atoms}",
+            *(f"{a.value(p):,}" for a in sizes), rows, _largest(errors, gradients=False),
+            _largest(errors, gradients=True), show.styled(show.status(r), why),
         )  # fmt: skip
     return shown
 

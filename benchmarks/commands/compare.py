@@ -28,27 +28,15 @@ WORDS = {
 
 
 @opt.reported
+@opt.asks()
 def compare(
     a: Annotated[str, typer.Argument(help="A backend's name, or a .py file.")],
     b: Annotated[str, typer.Argument(help="The backend to compare it with.")],
     records: Annotated[
         Path | None, typer.Option(help="Compare what this file holds instead of measuring.", rich_help_panel=opt.RUN)
     ] = None,
-    workload: opt.Workloads = None,
-    structure: opt.Structures = None,
-    n_atom: opt.Sizes = None,
-    atoms: opt.AtomSets = None,
-    window: opt.Windows = ["32"],  # noqa: B006
-    k: opt.Caps = None,
-    heads: opt.Heads = ["4"],  # noqa: B006
-    dtype: opt.DTypes = ["float32"],  # noqa: B006
-    mode: opt.Modes = ["fwd"],  # noqa: B006
-    level: opt.Levels = ["attention"],  # noqa: B006
-    device: opt.Device = "auto",
-    window_style: opt.Styles = ["residues"],  # noqa: B006
-    batch: opt.Batches = ["1"],  # noqa: B006
-    seed: opt.Seed = 0,
-    threads: opt.Threads = None,
+    *,
+    asked: opt.Asked,
     group_budget_s: opt.GroupBudget = 20.0,
     as_json: opt.Json = False,
 ) -> None:
@@ -76,13 +64,9 @@ def compare(
         specs = arms.expand([a, b])
         if len(specs) != 2:
             raise BadAxis(f"A, B: expected two different backends, got {a} and {b}")
-        with Host(threads=threads) as host:
-            wanted = opt.axes(
-                workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
-                dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, seed=seed,
-                device=opt.one_device(device, host), default_workload=("gfp",),
-            )  # fmt: skip
-            settings = opt.settings(out=None, options=Options(budget_s=group_budget_s, memory=False), seed=seed)
+        with Host(threads=asked.threads) as host:
+            wanted = asked.axes(opt.one_device(asked.device, host), default_workload=("gfp",))
+            settings = opt.settings(out=None, options=Options(budget_s=group_budget_s, memory=False), seed=asked.seed)
             with show.Live(show.console(stderr=True)) as live:
                 found = harness.Sweep(harness.plan(wanted, specs), settings, live, host).run().records
         names = [arms.name_of(spec) for spec in specs]

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..harness.ruler.statistics import Verdict
+from ..harness.schema.axes import of_role, unusual, unusual_in
 from ..harness.schema.comparison import compared, noise_floors
 from ..harness.schema.problem import Problem
 from ..harness.schema.record import Record, Timing
@@ -67,15 +68,12 @@ def status(record: Record) -> tuple[str, str]:
 def title(problem: Problem) -> str:
     """A problem in one line."""
     p = problem
-    cap = f" (capped {p.k_cap})" if p.k_cap else ""
-    style = " blocks" if p.window_style == "blocks" else ""
-    extra = "".join(
-        f"  {name} = {value}" for name, value, usual in (("H", p.heads, 4), ("B", p.batch, 1)) if value != usual
-    )
-    return (
-        f"{p.level} {p.mode} {SHORT[p.dtype]} {p.device}  {shown(p.workload)} {p.atoms}  "
-        f"N = {p.n_atom:,}  W = {p.window}{style}  K = {p.n_neighbor}{cap}{extra}"
-    )
+    remarks = {
+        "window": " blocks" if p.window_style == "blocks" else "",
+        "k_cap": f" (capped {p.k_cap})" if p.k_cap else "",
+    }
+    sizes = [f"{a.symbol} = {a.value(p):,}{remarks.get(a.name, '')}" for a in (*of_role("size"), *unusual(p))]
+    return "  ".join([f"{p.level} {p.mode} {SHORT[p.dtype]} {p.device}", f"{shown(p.workload)} {p.atoms}", *sizes])
 
 
 def milliseconds(x: float | None) -> str:
@@ -199,8 +197,10 @@ def by_speed(record: Record) -> float:
 def table(records: list[Record]) -> Table:
     """The whole sweep, a row per problem: the three fastest, the plain layer, and who has no time."""
     shown = Table(title="Median times, the fastest first", title_justify="left")
-    for column in ("level", "mode", "dtype", "atoms of", "N", "W", "K", *PLACES, PLAIN, "no time"):
-        shown.add_column(column, justify="right" if column in ("N", "W", "K", PLAIN) else "left")
+    sizes = [*of_role("size"), *unusual_in(r.problem for r in records)]
+    numbers = [a.symbol for a in sizes]
+    for column in ("level", "mode", "dtype", "atoms of", *numbers, *PLACES, PLAIN, "no time"):
+        shown.add_column(column, justify="right" if column in (*numbers, PLAIN) else "left")
     problems: dict[str, list[Record]] = {}
     for record in records:
         problems.setdefault(record.problem.key, []).append(record)
@@ -210,8 +210,8 @@ def table(records: list[Record]) -> Table:
         places = [_place(ranked[i], bold=i == 0) if i < len(ranked) else "" for i in range(len(PLACES))]
         plain = next((milliseconds(r.timing.median_ms) for r in ranked if r.timing and r.backend == PLAIN), "")
         shown.add_row(
-            p.level, p.mode, SHORT[p.dtype], f"{p.workload} {p.atoms}", f"{p.n_atom:,}", str(p.window),
-            str(p.n_neighbor), *places, plain, _absent(cells),
+            p.level, p.mode, SHORT[p.dtype], f"{p.workload} {p.atoms}", *(f"{a.value(p):,}" for a in sizes),
+            *places, plain, _absent(cells),
         )  # fmt: skip
     return shown
 

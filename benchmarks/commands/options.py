@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ..harness.levels import arms
-from ..harness.schema.problem import ATOM_SETS, DTYPES, LEVELS
+from ..harness.schema.axes import AXES, Axis, Device, usual
 from ..harness.schema.record import CannotRecord, MalformedRecord
 from ..harness.schema.shown import shown, shown_lines
 from ..harness.sweep.sweep import Settings
@@ -27,7 +29,7 @@ from ..harness.workload import workloads
 from ..harness.workload.problems import Axes, BadAxis, grid
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-AXES, RUN, OUTPUT = "What to measure", "How to measure", "Output"
+WHAT, RUN, OUTPUT = "What to measure", "How to measure", "Output"
 
 
 def _names(text: Sequence[str]) -> str:
@@ -36,68 +38,7 @@ def _names(text: Sequence[str]) -> str:
 
 Backends = Annotated[
     list[str],
-    typer.Option("--backend", "-b", help="Backends by name, a .py file of your own, or 'all'.", rich_help_panel=AXES),
-]
-Workloads = Annotated[
-    list[str] | None,
-    typer.Option("--workload", "-w", help=f"Real proteins: {_names(workloads.names())}.", rich_help_panel=AXES),
-]
-Structures = Annotated[
-    list[str] | None,
-    typer.Option("--structure", help="Your own mmCIF, PDB or FASTA file (.gz too).", rich_help_panel=AXES),
-]
-Sizes = Annotated[
-    list[str] | None,
-    typer.Option("--n-atom", "-n", help="Synthetic chains of so many atoms, e.g. 1024,2048.", rich_help_panel=AXES),
-]
-AtomSets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--atoms",
-        help=f"Atoms per residue: {_names(ATOM_SETS)}. [default: heavy for proteins, atom14 for synthetic]",
-        rich_help_panel=AXES,
-    ),
-]
-Windows = Annotated[
-    list[str],
-    typer.Option("--window", help="Window W: residues |i - j| < W/2 see one another.", rich_help_panel=AXES),
-]
-Caps = Annotated[
-    list[str] | None,
-    typer.Option("--k", help="Keep only the K nearest atoms along the chain.", rich_help_panel=AXES),
-]
-Heads = Annotated[list[str], typer.Option("--heads", help="Attention heads H.", rich_help_panel=AXES)]
-DTypes = Annotated[list[str], typer.Option("--dtype", help=f"{_names(DTYPES)}.", rich_help_panel=AXES)]
-Modes = Annotated[
-    list[str],
-    typer.Option("--mode", help="fwd, fwdbwd (with all gradients), train (with an AdamW step).", rich_help_panel=AXES),
-]
-Levels = Annotated[
-    list[str],
-    typer.Option("--level", help=f"How much of the model: {_names(LEVELS)}.", rich_help_panel=AXES),
-]
-Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, or auto: cuda where there is one.", rich_help_panel=AXES)
-]
-Styles = Annotated[
-    list[str],
-    typer.Option(
-        "--window-style",
-        help="residues, or blocks (32 query x 128 key atoms, as AlphaFold3).",
-        rich_help_panel=AXES,
-    ),
-]
-Batches = Annotated[list[str], typer.Option("--batch", help="Batch size B.", rich_help_panel=AXES)]
-Blocks = Annotated[
-    list[str], typer.Option("--n-blocks", help="Blocks of a stack, encoder or decoder.", rich_help_panel=AXES)
-]
-AtomWidths = Annotated[list[str], typer.Option("--c-atom", help="Channels of an atom.", rich_help_panel=AXES)]
-PairWidths = Annotated[
-    list[str], typer.Option("--c-atompair", help="Channels of a pair of atoms, C.", rich_help_panel=AXES)
-]
-TokenWidths = Annotated[list[str], typer.Option("--c-token", help="Channels of a residue.", rich_help_panel=AXES)]
-TokenPairWidths = Annotated[
-    list[str], typer.Option("--c-pair", help="Channels of a pair of residues.", rich_help_panel=AXES)
+    typer.Option("--backend", "-b", help="Backends by name, a .py file of your own, or 'all'.", rich_help_panel=WHAT),
 ]
 Pairs = Annotated[
     int,
@@ -105,7 +46,6 @@ Pairs = Annotated[
         "--pairs", min=1, help="Check at most so many pairs (rows x K); more rows are sampled.", rich_help_panel=RUN
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of inputs, weights and order.", rich_help_panel=RUN)]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads. [default: all cores]", rich_help_panel=RUN)
 ]
@@ -116,6 +56,103 @@ GroupBudget = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON on stdout; everything else goes to stderr.", rich_help_panel=OUTPUT)
 ]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed of the axes, and what every command that measures shares. ``lists``: by parameter, as typed."""
+
+    workload: Sequence[str] | None
+    structure: Sequence[str] | None
+    lists: Mapping[str, Sequence[str] | None]
+    device: str
+    seed: int
+    threads: int | None
+
+    def but(self, **lists: Sequence[str] | None) -> Asked:
+        return replace(self, lists={**self.lists, **lists})
+
+    def axes(self, device: Device, default_workload: tuple[str, ...] = ()) -> list[Axes]:
+        """Every combination of what was asked for; proteins and synthetic lengths are both sources of atoms."""
+        proteins = words(self.workload)
+        for name in proteins:
+            if name not in workloads.names():
+                known = _names(workloads.names())
+                raise BadAxis(f"--workload: expected one of {known}; got {name!r}. Files: --structure")
+        shared = {one.name: _values(one, self.lists.get(one.parameter, one.typed)) for one in _listed()}
+        sizes, sets = shared.pop("n_atom"), shared.pop("atoms")
+        sources = (*proteins, *paths(self.structure))
+        if not sources and not sizes:
+            sources = default_workload
+        shared |= {name: (None,) for name, values in shared.items() if not values and usual(name) is None}
+        base = Axes(device=device, seed=self.seed)
+        found: list[Axes] = []
+        if sources:
+            found += grid(base, **shared, workload=sources, atoms=sets or ("heavy",))
+        if sizes:
+            found += grid(base, **shared, n_atom=sizes, atoms=sets or (usual("atoms"),))
+        return found
+
+
+def _listed(*, rare: bool = True) -> list[Axis]:
+    """The axes whose options take lists."""
+    return [one for one in AXES if one.name not in ("workload", "device", "seed") and (rare or not one.rare)]
+
+
+def _values(one: Axis, typed: Sequence[str] | None) -> tuple[Any, ...]:
+    return numbers(one.flags[0], typed, one.least) if one.is_number else words(typed)
+
+
+def asks(*, rare: bool = False, **changed: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Put an option per axis, in the table's order, in the place of a command's parameter ``asked``, which gets an
+    :class:`Asked` of what was typed.
+
+    ``rare``: the sizes of the model that few ask for, too. ``changed``, by parameter: another default, or
+    ``(annotation, default)`` of its own.
+    """
+
+    def asking(command: Callable[..., Any]) -> Callable[..., Any]:
+        listed = _listed(rare=rare)
+        offered = list(_offered([one for one in AXES if one in listed or one.name in ("device", "seed")], changed))
+
+        @functools.wraps(command)
+        def run(*args: Any, **given: Any) -> Any:
+            typed = {one.name: given.pop(one.name) for one in offered}
+            rest = {name: typed.pop(name) for name in ("workload", "structure", "device", "seed", "threads")}
+            return command(*args, **given, asked=Asked(lists=typed, **rest))
+
+        signature = inspect.signature(command)
+        parameters = []
+        for one in signature.parameters.values():
+            parameters += offered if one.name == "asked" else [one]
+        hints = get_type_hints(command, include_extras=True)
+        named = inspect.Parameter.KEYWORD_ONLY
+        parameters = [one.replace(annotation=hints.get(one.name, one.annotation), kind=named) for one in parameters]
+        vars(run)["__signature__"] = signature.replace(parameters=parameters)
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return asking
+
+
+def _offered(axes: Sequence[Axis], changed: dict[str, Any]) -> Iterator[inspect.Parameter]:
+    """The parameters of a command, as typer reads them."""
+    yield _parameter("workload", list[str] | None, None, f"Real proteins: {_names(workloads.names())}.", "-w")
+    yield _parameter("structure", list[str] | None, None, "Your own mmCIF, PDB or FASTA file (.gz too).")
+    for one in axes:
+        kind: Any = {"device": str, "seed": int}.get(one.name, list[str] if one.typed else list[str] | None)
+        default: Any = one.typed[0] if kind is str else one.default if kind is int else list(one.typed) or None
+        made = _parameter(one.parameter, kind, default, one.help, one.flag, RUN if one.role == "seed" else WHAT)
+        own = changed.get(one.parameter, default)
+        annotation, default = own if isinstance(own, tuple) else (made.annotation, own)
+        yield made.replace(annotation=annotation, default=default)
+    yield inspect.Parameter("threads", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Threads)
+
+
+def _parameter(name: str, kind: Any, default: Any, told: str, flag: str = "", panel: str = WHAT) -> Any:
+    flags = (f"--{name.replace('_', '-')}", *([flag] if flag else []))
+    option = Annotated[kind, typer.Option(*flags, help=told, rich_help_panel=panel)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
 
 
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,21 +186,21 @@ def paths(values: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(p for v in values or () for p in ((v,) if os.path.exists(v) else words([v]))))
 
 
-def numbers(option: str, values: Sequence[str] | None) -> tuple[int, ...]:
-    """The items of a list option as whole numbers of at least 1 (``64_000`` is fine)."""
+def numbers(option: str, values: Sequence[str] | None, least: int = 1) -> tuple[int, ...]:
+    """The items of a list option as whole numbers of at least ``least`` (``64_000`` is fine)."""
     found = []
     for item in words(values):
         try:
             number = int(item)
         except ValueError:
             raise BadAxis(f"{option}: expected whole numbers, got {item!r}") from None
-        if number < 1:
-            raise BadAxis(f"{option}: expected numbers of at least 1, got {item}")
+        if number < least:
+            raise BadAxis(f"{option}: expected numbers of at least {least}, got {item}")
         found.append(number)
     return tuple(found)
 
 
-def one_device(asked: str, host: Host) -> Literal["cpu", "cuda"]:
+def one_device(asked: str, host: Host) -> Device:
     """The device to use; for ``auto`` and ``cuda`` a worker asks torch."""
     if asked == "cpu":
         return "cpu"
@@ -175,55 +212,6 @@ def one_device(asked: str, host: Host) -> Literal["cpu", "cuda"]:
     if asked == "cuda":
         raise BadAxis(f"--device: cuda was asked for, torch {found['torch']} finds no CUDA device here")
     return "cpu"
-
-
-def axes(
-    *,
-    workload: Sequence[str] | None,
-    structure: Sequence[str] | None,
-    n_atom: Sequence[str] | None,
-    atoms: Sequence[str] | None,
-    window: Sequence[str],
-    k: Sequence[str] | None,
-    heads: Sequence[str],
-    dtype: Sequence[str],
-    mode: Sequence[str],
-    level: Sequence[str],
-    style: Sequence[str],
-    batch: Sequence[str],
-    device: Literal["cpu", "cuda"],
-    seed: int,
-    default_workload: tuple[str, ...] = (),
-    **model: Sequence[str],
-) -> list[Axes]:
-    """Every combination of what was asked for; proteins and synthetic lengths are both sources of atoms. ``model``:
-    what else there is of the model's sizes, by the names of :class:`~.cases.Axes`."""
-    sizes = numbers("--n-atom", n_atom)
-    proteins = words(workload)
-    for name in proteins:
-        if name not in workloads.names():
-            raise BadAxis(f"--workload: expected one of {_names(workloads.names())}; got {name!r}. Files: --structure")
-    sources = (*proteins, *paths(structure))
-    if not sources and not sizes:
-        sources = default_workload
-    sets = words(atoms)
-    shared = {
-        "level": words(level),
-        "mode": words(mode),
-        "dtype": words(dtype),
-        "heads": numbers("--heads", heads),
-        "batch": numbers("--batch", batch),
-        "window_style": words(style),
-        "window": numbers("--window", window),
-        "k_cap": numbers("--k", k) or (None,),
-    } | {name: numbers(f"--{name.replace('_', '-')}", values) for name, values in model.items()}
-    base = Axes(device=device, seed=seed)
-    found: list[Axes] = []
-    if sources:
-        found += grid(base, **shared, workload=sources, atoms=sets or ("heavy",))
-    if sizes:
-        found += grid(base, **shared, n_atom=sizes, atoms=sets or ("atom14",))
-    return found
 
 
 def settings(**values: Any) -> Settings:

@@ -24,23 +24,11 @@ DISTORTED = 1.5
 
 
 @opt.reported
+@opt.asks()
 def profile(
     backend: Annotated[list[str], typer.Argument(help="Backends by name, or .py files; each is profiled by itself.")],
-    workload: opt.Workloads = None,
-    structure: opt.Structures = None,
-    n_atom: opt.Sizes = None,
-    atoms: opt.AtomSets = None,
-    window: opt.Windows = ["32"],  # noqa: B006
-    k: opt.Caps = None,
-    heads: opt.Heads = ["4"],  # noqa: B006
-    dtype: opt.DTypes = ["float32"],  # noqa: B006
-    mode: opt.Modes = ["fwd"],  # noqa: B006
-    level: opt.Levels = ["attention"],  # noqa: B006
-    device: opt.Device = "auto",
-    window_style: opt.Styles = ["residues"],  # noqa: B006
-    batch: opt.Batches = ["1"],  # noqa: B006
-    seed: opt.Seed = 0,
-    threads: opt.Threads = None,
+    *,
+    asked: opt.Asked,
     counters: Annotated[
         bool,
         typer.Option(help="On a GPU, also count with Nsight Compute (ncu), where it may.", rich_help_panel=opt.RUN),
@@ -66,12 +54,8 @@ def profile(
     if out is not None:
         opt.out_folder(out, PROFILES)
     shown = show.console(stderr=as_json)
-    with Host(threads=threads) as host:
-        wanted = opt.axes(
-            workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
-            dtype=dtype, mode=mode, level=level, style=window_style, batch=batch, seed=seed,
-            device=opt.one_device(device, host), default_workload=("gfp",),
-        )  # fmt: skip
+    with Host(threads=asked.threads) as host:
+        wanted = asked.axes(opt.one_device(asked.device, host), default_workload=("gfp",))
         counting = None
         if counters:
             from ..harness.profile.counters import count

@@ -28,7 +28,7 @@ from ..harness.regress.versus_plan import (
     choose,
     problems_of,
 )
-from ..harness.schema.problem import LEVELS
+from ..harness.schema.axes import axis
 from ..harness.schema.record import CannotRecord, Record
 from ..harness.schema.shown import shown_lines
 from ..harness.worker.host import Host
@@ -66,7 +66,19 @@ def _told_apart(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+Modes = Annotated[list[str] | None, typer.Option("--mode", help=axis("mode").help, rich_help_panel=opt.WHAT)]
+Levels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--level",
+        help=f"{axis('level').help} [default, with --mode: attention at fwd and block at fwdbwd]",
+        rich_help_panel=opt.WHAT,
+    ),
+]
+
+
 @opt.reported
+@opt.asks(window=["16"], mode=(Modes, None), level=(Levels, None))
 @_told_apart
 def regress(
     commits: Annotated[
@@ -81,35 +93,12 @@ def regress(
         typer.Option(
             "--backend",
             "-b",
-            rich_help_panel=opt.AXES,
+            rich_help_panel=opt.WHAT,
             help=f"Backends of either commit by name; 'all'; or '{LEAN}', all that run no compiler.",
         ),
     ] = [LEAN],  # noqa: B006
-    workload: opt.Workloads = None,
-    structure: opt.Structures = None,
-    n_atom: opt.Sizes = None,
-    atoms: opt.AtomSets = None,
-    window: opt.Windows = ["16"],  # noqa: B006
-    k: opt.Caps = None,
-    heads: opt.Heads = ["4"],  # noqa: B006
-    dtype: opt.DTypes = ["float32"],  # noqa: B006
-    mode: Annotated[
-        list[str] | None,
-        typer.Option(help="fwd, fwdbwd (with all gradients), train (with an AdamW step).", rich_help_panel=opt.AXES),
-    ] = None,
-    level: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"How much of the model: {', '.join(LEVELS)}. [default, with --mode: attention at fwd and "
-            "block at fwdbwd]",
-            rich_help_panel=opt.AXES,
-        ),
-    ] = None,
-    device: opt.Device = "auto",
-    window_style: opt.Styles = ["residues"],  # noqa: B006
-    batch: opt.Batches = ["1"],  # noqa: B006
-    seed: opt.Seed = 0,
-    threads: opt.Threads = None,
+    *,
+    asked: opt.Asked,
     budget_s: Annotated[
         float,
         typer.Option(
@@ -180,20 +169,17 @@ def regress(
         _tell(account, markdown, as_json=as_json)
         return
     opt.out_path(out)
-    with Host(threads=threads) as host:
-        chosen = opt.one_device(device, host)
-    asked = functools.partial(
-        opt.axes, workload=workload, structure=structure, atoms=atoms, window=window, k=k, heads=heads, dtype=dtype,
-        n_atom=n_atom or (None if workload or structure else SIZES), style=window_style, batch=batch,
-        device=chosen, seed=seed,
-    )  # fmt: skip
-    wanted = asked(level=level or ["attention"], mode=mode or ["fwd"])
+    with Host(threads=asked.threads) as host:
+        chosen = opt.one_device(asked.device, host)
+    level, mode = asked.lists["level"], asked.lists["mode"]
+    sizes = asked.lists["n_atom"] or (None if asked.workload or asked.structure else SIZES)
+    wanted = asked.but(level=level or ["attention"], mode=mode or ["fwd"], n_atom=sizes).axes(chosen)
     if not level and not mode:
-        wanted += asked(level=["block"], mode=["fwdbwd"])
+        wanted += asked.but(level=["block"], mode=["fwdbwd"], n_atom=sizes).axes(chosen)
     choose(opt.words(backend), a, b)
     plan = Plan(
         problems_of(wanted), opt.words(backend), budget_s=budget_s, rounds=rounds, out=out,
-        threads=threads, seed=seed, argv=tuple(sys.argv),
+        threads=asked.threads, seed=asked.seed, argv=tuple(sys.argv),
     )  # fmt: skip
     account = _measure(a, b, plan, margin, as_json=as_json)
     _tell(account, markdown, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -25,29 +26,12 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 
 @opt.reported
+@opt.asks(rare=True)
 def sweep(
     ctx: typer.Context,
     backend: opt.Backends = ["all"],  # noqa: B006  typer copies it
-    workload: opt.Workloads = None,
-    structure: opt.Structures = None,
-    n_atom: opt.Sizes = None,
-    atoms: opt.AtomSets = None,
-    window: opt.Windows = ["32"],  # noqa: B006
-    k: opt.Caps = None,
-    heads: opt.Heads = ["4"],  # noqa: B006
-    dtype: opt.DTypes = ["float32"],  # noqa: B006
-    mode: opt.Modes = ["fwd"],  # noqa: B006
-    level: opt.Levels = ["attention"],  # noqa: B006
-    device: opt.Device = "auto",
-    window_style: opt.Styles = ["residues"],  # noqa: B006
-    batch: opt.Batches = ["1"],  # noqa: B006
-    n_blocks: opt.Blocks = ["3"],  # noqa: B006
-    c_atom: opt.AtomWidths = ["128"],  # noqa: B006
-    c_atompair: opt.PairWidths = ["16"],  # noqa: B006
-    c_token: opt.TokenWidths = ["384"],  # noqa: B006
-    c_pair: opt.TokenPairWidths = ["128"],  # noqa: B006
-    seed: opt.Seed = 0,
-    threads: opt.Threads = None,
+    *,
+    asked: opt.Asked,
     group_budget_s: opt.GroupBudget = 10.0,
     budget_s: Annotated[
         float | None,
@@ -104,26 +88,23 @@ def sweep(
     options = Options(budget_s=group_budget_s, try_oversized=try_oversized, gate_pairs=pairs)
     cell = None if again is None else recalled(again, ctx, options, opt.paths(backend))
     if cell is not None:
-        fresh, seed, options, threads = True, cell.problem.seed, cell.options, threads or cell.threads
+        fresh, options = True, cell.options
+        asked = replace(asked, seed=cell.problem.seed, threads=asked.threads or cell.threads)
     backends = arms.expand(list(opt.paths(backend)) if cell is None else [cell.backend])
-    with Host(threads=threads) as host:
+    with Host(threads=asked.threads) as host:
         if cell is not None:
             opt.one_device(cell.problem.device, host)
-            wanted = [recall(cell.problem, opt.paths(structure))]
+            wanted = [recall(cell.problem, opt.paths(asked.structure))]
         else:
-            wanted = opt.axes(
-                workload=workload, structure=structure, n_atom=n_atom, atoms=atoms, window=window, k=k, heads=heads,
-                dtype=dtype, mode=mode, level=level, style=window_style, batch=batch,
-                device=opt.one_device(device, host), seed=seed, default_workload=("ubiquitin", "gfp"),
-                n_blocks=n_blocks, c_atom=c_atom, c_atompair=c_atompair, c_token=c_token, c_pair=c_pair,
-            )  # fmt: skip
+            wanted = asked.axes(opt.one_device(asked.device, host), default_workload=("ubiquitin", "gfp"))
         groups = harness.plan(wanted, backends)
         if plan_only:
             for group in groups:
                 print(show.title(group.problem), "|", shown(", ".join(map(arms.name_of, group.backends))))
             return
         settings = opt.settings(
-            out=opt.out_path(out), options=options, budget_s=budget_s, fresh=fresh, retry=frozenset(chosen), seed=seed,
+            out=opt.out_path(out), options=options, budget_s=budget_s, fresh=fresh, retry=frozenset(chosen),
+            seed=asked.seed,
         )  # fmt: skip
         outcome = run(groups, settings, host, as_json=as_json)
     raise typer.Exit(exit_code(outcome))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.harness.ruler.statistics import MARGIN
+from benchmarks.harness.schema.axes import Axis, curve_axes, usual
 from benchmarks.harness.schema.problem import Problem
 from reports.draw import forests, plots
 from reports.draw.forests import Bands
@@ -56,7 +57,7 @@ class Material:
 
 def sheets(m: Material) -> list[Sheet]:
     """All sheets of a place, empty ones left out."""
-    ns, ws, ks = m.curves["N"], m.curves["W"], m.curves["K"]
+    n, *others = curve_axes()
     strip = "The strip above a panel says where a backend has no time, and why (* = predicted, not tried)."
     device = ": the device's time, dashed the wall time of an eager call where it was recorded" if m.two_times else ""
     notes = {
@@ -71,11 +72,13 @@ def sheets(m: Material) -> list[Sheet]:
         "gate": "Every cell's worst relative error against float64, as a share of its tolerance.",
     }
     found = [
-        Sheet("Time against N", notes["time"], list(_curves(m, ns, "time"))),
-        Sheet("Memory against N", notes["memory"], list(_curves(m, ns, "memory"))),
-        Sheet("Distance from the machine's limit", notes["limit"], list(_curves(m, ns, "limit"))),
-        Sheet("Time against the window", "Everything but W held fixed.", list(_curves(m, ws, "time"))),
-        Sheet("Time against the neighbour slots", "Everything but K held fixed.", list(_curves(m, ks, "time"))),
+        Sheet("Time against N", notes["time"], list(_curves(m, n, "time"))),
+        Sheet("Memory against N", notes["memory"], list(_curves(m, n, "memory"))),
+        Sheet("Distance from the machine's limit", notes["limit"], list(_curves(m, n, "limit"))),
+        *(
+            Sheet(f"Time against the {a.words}", f"Everything but {a.symbol} held fixed.", list(_curves(m, a, "time")))
+            for a in others
+        ),
         Sheet(f"How much faster than {BASELINE}", notes["base"], list(_forests(m, "base"))),
         Sheet("The fastest against the next best", notes["winner"], list(_forests(m, "winner"))),
         Sheet("Are the results right", notes["gate"], list(_gates(m))),
@@ -88,14 +91,14 @@ def _stem(*parts: object) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(str(p) for p in parts if p not in (None, "")).lower()).strip("-")
 
 
-def _curves(m: Material, curves: Sequence[Curve], kind: str) -> Iterator[Drawing]:
+def _curves(m: Material, along: Axis, kind: str) -> Iterator[Drawing]:
     quantity, word = {
         "time": (plots.TIME, "Time"), "memory": (plots.MEMORY, "Memory"), "limit": (plots.LIMIT, "Share of the limit"),
     }[kind]  # fmt: skip
-    for curve in curves:
+    for curve in m.curves[along.symbol]:
         if not any(quantity.value(c) is not None for pts in curve.points.values() for _, c in pts):
             continue
-        against = {"N": "N", "W": "window W", "K": "neighbour slots K"}[curve.axis]
+        against = along.symbol if along.name == "n_atom" else along.title
         subtitle = "; ".join(p for p in (curve.family.label, curve.fixed_label, m.place.label) if p)
         fixed = (v for _, v in curve.fixed)
         family = curve.family
@@ -142,7 +145,7 @@ def _forests(m: Material, kind: str) -> Iterator[Drawing]:
 def _row_order(c: Contest) -> tuple[bool, bool, int, int, int]:
     """The N axis first, then windows, then caps."""
     p = c.problem
-    return p.k_cap is not None, p.window != 32, p.n_atom, p.window, p.n_neighbor
+    return p.k_cap is not None, p.window != usual("window"), p.n_atom, p.window, p.n_neighbor
 
 
 def _row_labels(problems: Sequence[Problem]) -> list[str]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from benchmarks.harness.schema.axes import curve_axes
 from reports import words
 from reports.draw import theme
 from reports.draw.panel import DASHES, DOTS, WIDTH_IN, Drawing, Heading, Legend, backend_handle
@@ -26,7 +27,6 @@ from reports.read.measured import has_two_times, time_words, wall_ms
 
 STATUS_CODES = {"oom": "oom", "unsupported": "n/a", "timeout": "time", "crashed": "crash", "wrong": "wrong",
                 "impossible": "no!"}  # fmt: skip
-AXIS_WORDS = {"N": "atoms N", "W": "window W (residues)", "K": "neighbour slots K"}
 LEFT_IN, RIGHT_IN, PLOT_IN, FOOT_IN, STRIP_IN, GAP_IN = 0.80, 0.22, 2.75, 0.52, 0.2, 0.08
 
 
@@ -66,6 +66,11 @@ def _percent(cell: Cell) -> float | None:
 
 def _time_told(cell: Cell) -> str:
     return time_words(cell.record)
+
+
+def axis_words(letter: str) -> str:
+    """``window W (residues)``"""
+    return next(f"{a.title} ({a.unit})" if a.unit else a.title for a in curve_axes() if a.symbol == letter)
 
 
 TIME = Quantity("time per call", _median_ms, words.time, _bounds_ms, _time_told)
@@ -122,7 +127,7 @@ class CurvePlot:
 
     def _alt(self) -> str:
         text, axis = self.quantity.text, self.curve.axis
-        parts = [f"{self.quantity.label} against {AXIS_WORDS[axis]}, log axes"]
+        parts = [f"{self.quantity.label} against {axis_words(axis)}, log axes"]
         for b, points in self.series.items():
             (x0, y0, _), (x1, y1, _) = points[0], points[-1]
             parts.append(f"{b}: {text(y0)} at {axis} = {x0:,.0f}, {text(y1)} at {x1:,.0f}")
@@ -216,7 +221,7 @@ class CurvePlot:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: words.bare(self.quantity.text(v))))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.set_xlabel(AXIS_WORDS[self.curve.axis], fontsize=9)
+        ax.set_xlabel(axis_words(self.curve.axis), fontsize=9)
         ax.grid(axis="x", visible=False)
 
     def _failure_strip(self, strip: Axes, ax: Axes, failures: dict[str, list[tuple[float, Cell]]], t: Theme) -> None:

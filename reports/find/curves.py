@@ -1,4 +1,4 @@
-"""Curves along N, W and K: fitted exponents, crossovers, and how far each backend goes before memory ends."""
+"""Curves along N, W, K and B: fitted exponents, crossovers, and how far each backend goes before memory ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import combinations
 
 from benchmarks.harness.ruler import statistics
 from benchmarks.harness.ruler.statistics import Crossover, PowerLaw
+from benchmarks.harness.schema.axes import SYNTHETIC, axis, curve_axes, of_role
 from reports.find.analyse import Pair, median_ms
 from reports.read.load import Cell, Collection, Family, Place, Setting
 
@@ -18,7 +19,7 @@ from reports.read.load import Cell, Collection, Family, Place, Setting
 class Curve:
     """Cells along one axis, everything else fixed. ``points[backend]`` is sorted by x; failed cells are in it too."""
 
-    axis: str  # "N", "W" or "K"
+    axis: str  # its letter
     place: Place
     setting: Setting
     family: Family
@@ -27,14 +28,12 @@ class Curve:
 
     @property
     def fixed_label(self) -> str:
-        words = {"n_atom": "N", "window": "W", "k_cap": "K ≤"}
         parts = []
         for name, value in self.fixed:
-            if name == "workload" and value != "synthetic":
-                parts.append(str(value))
-            elif name in words and value is not None:
-                text = f"{value:,}" if isinstance(value, int) else str(value)
-                parts.append(f"{words[name]} {text}" if name == "k_cap" else f"{words[name]} = {text}")
+            if name == "workload":
+                parts += [] if value == SYNTHETIC else [str(value)]
+            elif value is not None:
+                parts.append(f"{axis(name).symbol} {'≤' if axis(name).size else '='} {value:,}")
         return ", ".join(parts)
 
     @property
@@ -80,36 +79,33 @@ def is_predicted(cell: Cell) -> bool:
     return cell.record.status == "oom" and "predicted" in (cell.record.reason or "")
 
 
-def curves(collection: Collection, axis: str) -> list[Curve]:
-    """The curves along N, W or K that hold at least two different x; those of two only where the setting has no longer
-    one along the same axis (a few windows measured at two sizes are points of the W axis, no curves in N)."""
-    fields = {"N": ("window", "k_cap"), "W": ("workload", "n_atom", "k_cap"), "K": ("workload", "n_atom", "window")}
+def curves(collection: Collection, letter: str) -> list[Curve]:
+    """The curves along an axis, by its letter, that hold at least two different x; those of two only where the setting
+    has no longer one along the same axis (a few windows measured at two sizes are points of the W axis, no curves in
+    N)."""
+    along = next(a for a in curve_axes() if a.symbol == letter)
+    fields = ["workload"] if along.name != "n_atom" else []  # a protein is one point of a curve in N
+    fields += [a.name for a in of_role("size") if a != along]
     found: dict[tuple[object, ...], list[Cell]] = defaultdict(list)
     for c in collection.current:
-        if c.record.problem.level == "index" and axis == "K":
-            continue
-        fixed = tuple((name, getattr(c.record.problem, name)) for name in fields[axis])
-        found[(c.place, c.setting, c.family, fixed)].append(c)
+        if c.record.problem.level in along.levels:
+            fixed = tuple((name, getattr(c.record.problem, name)) for name in fields)
+            found[(c.place, c.setting.without(along.name), c.family, fixed)].append(c)
     out = []
     for (place, setting, family, fixed), cells in found.items():
-        if len({_x(c, axis) for c in cells}) < 2:
+        if len({along.value(c.record.problem) for c in cells}) < 2:
             continue
         points: dict[str, list[tuple[float, Cell]]] = defaultdict(list)
         for c in cells:
-            points[c.record.backend].append((_x(c, axis), c))
+            points[c.record.backend].append((float(along.value(c.record.problem)), c))
         done = {b: tuple(sorted(points[b], key=lambda xc: xc[0])) for b in sorted(points)}
-        out.append(Curve(axis, place, setting, family, fixed, done))  # type: ignore[arg-type]
+        out.append(Curve(letter, place, setting, family, fixed, done))  # type: ignore[arg-type]
     longest: dict[tuple[Place, Setting, Family], int] = {}
     for c in out:
         where = (c.place, c.setting, c.family)
         longest[where] = max(longest.get(where, 0), len(c.xs))
     out = [c for c in out if len(c.xs) > 2 or longest[(c.place, c.setting, c.family)] == 2]
     return sorted(out, key=lambda c: (*c.setting.order, c.family.kind != "synthetic", c.family.atoms, str(c.fixed)))
-
-
-def _x(cell: Cell, axis: str) -> float:
-    p = cell.record.problem
-    return float({"N": p.n_atom, "W": p.window, "K": p.n_neighbor}[axis])
 
 
 def fits(curve: Curve) -> list[Fit]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from benchmarks.harness.schema.axes import of_role
 from reports.find.analyse import BASELINE, Contest, Pair
 from reports.find.rivals import Rival, largest_shared, standing, strongest
 from reports.read.load import Family, Setting, setting
@@ -48,8 +49,7 @@ class Region:
     def sizes(self) -> str:
         problems = [c.problem for c in self.contests]
         names = sorted({p.workload for p in problems if p.workload != "synthetic"}, key=lambda w: _n_of(w, problems))
-        parts = [_span("N", [p.n_atom for p in problems]), _span("W", [p.window for p in problems])]
-        parts.append(_span("K", [p.n_neighbor for p in problems]))
+        parts = [_span(a.symbol, [a.value(p) for p in problems]) for a in of_role("size")]
         named = f" ({names[0]})" if len(names) == 1 else f" ({names[0]} … {names[-1]})" if names else ""
         return parts[0] + named + ", " + ", ".join(parts[1:])
 

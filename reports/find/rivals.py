@@ -14,6 +14,7 @@ from statistics import fmean
 
 from benchmarks.harness.ruler import statistics
 from benchmarks.harness.ruler.statistics import Ratio
+from benchmarks.harness.schema.axes import usual
 from reports.find.analyse import Contest, Pair
 
 
@@ -49,7 +50,7 @@ class Rival:
 def standing(contest: Contest) -> tuple[int, bool, int]:
     """Larger for what stands for others: the largest N, at the usual window and without a cap, with most pairs."""
     p = contest.problem
-    return p.n_atom, p.window == 32 and p.k_cap is None, p.live_pairs
+    return p.n_atom, p.window == usual("window") and p.k_cap is None, p.live_pairs
 
 
 def largest_shared(contests: Sequence[Contest], winner: str, other: str) -> tuple[Contest, Pair] | None:

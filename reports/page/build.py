@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 
-from reports import words  # fmt: skip
+from benchmarks.harness.schema.axes import curve_axes
+from reports import words
 from reports.draw import figures
 from reports.draw.panel import Drawing, Picture, render
 from reports.find import analyse, curves
@@ -95,7 +96,8 @@ def build(
     labels = setting_labels(collection)
     all_pairs = analyse.pairs(collection)
     contests = analyse.contests(collection, all_pairs)
-    found = {axis: curves.curves(collection, axis) for axis in ("N", "W", "K")}
+    letters = [a.symbol for a in curve_axes()]
+    found = {axis: curves.curves(collection, axis) for axis in letters}
     repeated = analyse.repeats(collection, all_pairs)
     views: list[PlaceView] = []
     taken: set[str] = set()
@@ -151,8 +153,8 @@ def _view(m: figures.Material, anchor: str, folder: Path | None, ceilings: Seque
     sheets = figures.sheets(m)
     pictures = iter(_pictures(_distinct([d for s in sheets for d in s.drawings], taken), folder))
     galleries = [Gallery(s.title, s.note, list(islice(pictures, len(s.drawings)))) for s in sheets]
-    fitted = [f for axis in ("N", "W", "K") for c in m.curves[axis] for f in curves.fits(c)]
-    crossed = [x for axis in ("N", "W", "K") for c in m.curves[axis] for x in curves.crossings(c, m.pairs)]
+    fitted = [f for axis in m.curves for c in m.curves[axis] for f in curves.fits(c)]
+    crossed = [x for axis in m.curves for c in m.curves[axis] for x in curves.crossings(c, m.pairs)]
     limits = [x for c in m.curves["N"] for x in curves.capacities(c)]
     held = [
         _ratios(f"{anchor}-ratios", m.pairs, m.contests),

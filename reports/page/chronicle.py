@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from benchmarks.asv.grid import UNCAPPED
 from benchmarks.harness.ruler.statistics import Ratio
+from benchmarks.harness.schema.axes import AXES
 from reports import words
 from reports.draw import forests, lanes
 from reports.draw.lanes import Lane
@@ -250,8 +252,8 @@ def _machine_figures(h: History, names: Sequence[str]) -> Iterator[Drawing]:
 
 def _row_label(p: Problem) -> str:
     held = dict(p.params)
-    size = f"N {held['n_atom']:,}" if isinstance(held.get("n_atom"), int) else sizes(p)
+    size = f"N {held.pop('n_atom'):,}" if isinstance(held.get("n_atom"), int) else sizes(p)
     detail = [str(held.get("mode", "")), SHORT_DTYPE.get(str(held.get("dtype")), str(held.get("dtype", "")))]
-    detail += [f"W {held['window']}"] if "window" in held else []
-    detail += [f"K {held['k']}"] if held.get("k", "all") != "all" else []
+    rest = {a.symbol: held.get(a.parameter, UNCAPPED) for a in AXES if a.role != "kind"}
+    detail += [f"{letter} {value}" for letter, value in rest.items() if value != UNCAPPED]
     return f"{size}\n{' '.join(x for x in detail if x)}"

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-AXES = ("device", "backend", "n_atom", "window", "k", "dtype", "mode")
-UNCAPPED = "all"
-Key = tuple[object, ...]  # level, then AXES; or "kernels", kernel, arch, dtype
+from benchmarks.asv.grid import cell_of
+
+Key = tuple[object, ...]  # level, then the cell as asv names it in brief; or "kernels", kernel, arch, dtype
 
 
 def reasons(results_file: Path) -> dict[Key, str]:
@@ -46,9 +46,7 @@ def _key(fields: dict[str, object]) -> Key | None:
     """Values that no cell can have (lists, say) make no key."""
     problem = fields.get("problem")
     if isinstance(problem, dict):
-        cap = problem.get("k_cap")
-        held = problem | {"backend": fields.get("backend"), "k": UNCAPPED if cap is None else cap}
-        values = [held.get("level"), *(held.get(axis) for axis in AXES)]
+        values = [problem.get("level"), *cell_of(fields.get("backend"), problem)]
     else:
         values = ["kernels", *(fields.get(name) for name in ("kernel", "arch", "dtype"))]
     return tuple(values) if all(isinstance(v, str | int) for v in values) else None

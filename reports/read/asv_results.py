@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from benchmarks.asv.grid import brief
 from benchmarks.asv.metrics import STATUS_CODES
 from benchmarks.harness.schema.shown import shown
 from reports.read.asv_reasons import reasons
@@ -89,7 +90,9 @@ def read(folders: Sequence[Path], repository: Path | None = None) -> AsvResults:
             why = reasons(folder / source)
             for raw in _rows(results, benchmarks, source, rejected):
                 level = raw["suite"].rpartition(".")[2].lower()
-                raw["reason"] = why.get((level, *raw["params"].values())) if raw["status"] != "ok" else None
+                raw["reason"] = None
+                if raw["status"] != "ok":
+                    raw["reason"] = why.get((level, *brief(tuple(raw["params"].values()))))
                 row: dict[str, Any] = {k: cleaned(v) for k, v in raw.items()}
                 key = tuple(row[k] for k in ("machine", "env", "commit", "benchmark", "cell"))
                 if key not in rows or (row["started_at"] or 0) >= (rows[key]["started_at"] or 0):

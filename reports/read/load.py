@@ -8,10 +8,11 @@ A *setting* is everything of a problem that is no axis of a plot: level, mode, d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from benchmarks.harness.schema.axes import LEVELS, MODES, SYNTHETIC, axis, curve_axes, of_role
 from benchmarks.harness.schema.place import Place, place_of, told_apart
 from benchmarks.harness.schema.problem import Problem
 from benchmarks.harness.schema.profile import PROFILES
@@ -20,8 +21,6 @@ from benchmarks.harness.schema.shown import INSTEAD, shown, shown_lines
 from reports.read import limits
 from reports.read.plausible import impossible
 
-LEVELS = ("attention", "block", "stack", "encoder", "decoder", "index")
-MODES = ("fwd", "fwdbwd", "train")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 SHORT_DTYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 MODE_WORDS = {"fwd": "forward", "fwdbwd": "forward + backward", "train": "training step"}
@@ -38,7 +37,7 @@ class Setting:
     level: str
     mode: str
     dtype: str
-    extra: tuple[tuple[str, int], ...]  # model sizes
+    extra: tuple[tuple[str, int], ...]  # sizes of the model, by the names of their axes
 
     @property
     def order(self) -> tuple[int, int, int, tuple[tuple[str, int], ...]]:
@@ -47,6 +46,10 @@ class Setting:
     @property
     def label(self) -> str:
         return f"{self.level}, {MODE_WORDS[self.mode]}, {SHORT_DTYPE[self.dtype]}"
+
+    def without(self, name: str) -> Setting:
+        """What is held fixed along a curve of this axis."""
+        return replace(self, extra=tuple(entry for entry in self.extra if entry[0] != name))
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Cell:
     @property
     def family(self) -> Family:
         p = self.record.problem
-        return Family("synthetic" if p.workload == "synthetic" else "protein", p.atoms, p.window_style)
+        return Family("synthetic" if p.workload == SYNTHETIC else "protein", p.atoms, p.window_style)
 
 
 @dataclass(frozen=True)
@@ -134,18 +137,21 @@ class Collection:
 
 
 def setting(p: Problem) -> Setting:
-    sizes = ("batch", "heads", "c_atom", "c_atompair", "n_blocks", "c_token", "c_pair")
-    return Setting(p.level, p.mode, p.dtype, tuple((name, getattr(p, name)) for name in sizes))
+    return Setting(p.level, p.mode, p.dtype, tuple((a.name, a.value(p)) for a in of_role("model")))
 
 
 def setting_labels(collection: Collection) -> dict[Setting, str]:
-    """A label per setting; model sizes are named only where settings of one level differ in them."""
+    """A label per setting, those that curves leave open too. A size of the model is named where it is not as usual, or
+    settings of one level differ in it."""
     found = {setting(c.record.problem) for c in collection.cells}
+    found |= {s.without(a.name) for s in found for a in curve_axes()}
     out = {}
     for s in found:
         peers = [dict(o.extra) for o in found if o.level == s.level]
-        differing = [f"{k} {v}" for k, v in s.extra if len({p[k] for p in peers}) > 1]
-        out[s] = ", ".join([s.label, *differing])
+        differing = {k for k, v in s.extra if len({p[k] for p in peers if k in p}) > 1}
+        rows = [(axis(k), v) for k, v in s.extra]
+        sizes = [f"{a.symbol} = {v:,}" for a, v in rows if a.name in differing or v != a.usual(s.level)]
+        out[s] = ", ".join([s.label, *sizes])
     return out
 
 

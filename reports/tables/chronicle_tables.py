@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.harness.schema.axes import AXES
 from reports import words
 from reports.find.history import KERNELS, LATENCY, Against, History, Host, Problem, Series, Step
 from reports.read.asv_results import STATUS
@@ -16,7 +17,7 @@ from reports.tables.table import Column, Table, Td, long, missing, name, num, te
 LISTED = 400
 CARDS = 20  # so few rows are cards on a narrow screen
 _ALONE = "one commit alone on a side: one noisy run looks like this"
-PARAM_WORDS = {"n_atom": "N", "window": "W", "k": "K"}
+PARAM_WORDS = {a.parameter: a.symbol for a in AXES}
 
 
 def setting(p: Problem) -> str:

@@ -146,7 +146,7 @@ def _order(p: Problem) -> tuple[str, str, int, str]:
 
 
 def _title(p: Problem) -> str:
-    return f"{p.level}, {MODE_WORDS[p.mode]}, {SHORT_DTYPE[p.dtype]}, {words.sizes(p)}"
+    return f"{p.level}, {MODE_WORDS[p.mode]}, {SHORT_DTYPE[p.dtype]}, {words.all_sizes(p)}"
 
 
 def _link(one: Profile, folder: Path, out: Path | None) -> str | None:

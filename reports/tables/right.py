@@ -9,14 +9,13 @@ from reports import words
 from reports.read.load import SHORT_DTYPE, Cell
 from reports.read.measured import after, errors
 from reports.tables.table import (
-    PROBLEM,
     Column,
     Table,
     Td,
     missing,
     name,
     num,
-    problem_cells,
+    problem_columns,
     unrecorded,
     without_unrecorded,
 )
@@ -30,15 +29,17 @@ NO_GRADIENTS = "no gradients in this mode"
 
 
 def gates(anchor: str, cells: Sequence[Cell]) -> Table:
+    gated = [c for c in cells if c.record.gate is not None]
+    known, cells_of = problem_columns(c.record.problem for c in gated)
     columns = (
-        *PROBLEM, Column("backend"), Column("gate"), Column("worst output", True), Column("tolerance", True),
+        *known, Column("backend"), Column("gate"), Column("worst output", True), Column("tolerance", True),
         Column("worst gradient", True), Column("tolerance of gradients", True),
         Column("worst slope", True, "⟨x, ref⟩ / ⟨ref, ref⟩ − 1: a scale that a norm of roundings would hide"),
         Column("rows checked", True), Column("timed calls checked", True, "whose own result was compared"),
         Column("small trial", False, "the same backend at a small size that breaks kernels, in its most exact dtype"),
         Column("negative control", True, "the error of an output made wrong on purpose: it must be refused"),
     )  # fmt: skip
-    rows = [_row(c, c.record.gate) for c in cells if c.record.gate is not None]
+    rows = [[*cells_of(c.record.problem), *_row(c, c.record.gate)] for c in gated if c.record.gate is not None]
     note = (
         "Relative error norms ‖x − ref‖ / ‖ref‖ against float64, and slopes: the worst of all tensors, named on hover."
     )
@@ -49,7 +50,7 @@ def _row(c: Cell, g: Gate) -> list[Td]:
     timing = c.record.timing
     checked = None if timing is None else timing.calls_checked
     return [
-        *problem_cells(c.record.problem), name(c.record.backend),
+        name(c.record.backend),
         Td("passed" if g.passed else "failed", kind="v-faster" if g.passed else "v-failed"),
         _worst(errors(g), gradients=False), num(g.tolerance, f"{g.tolerance:.1e}"), _worst(errors(g), gradients=True),
         num(g.gradient_tolerance, f"{g.gradient_tolerance or 0:.1e}", NO_GRADIENTS), _slope(g),

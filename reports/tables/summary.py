@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from benchmarks.harness.schema.axes import of_role
 from reports import words
 from reports.find.analyse import BASELINE, Contest, median_ms
 from reports.find.curves import Capacity
@@ -69,9 +70,8 @@ def wall(cell: Cell) -> Td:
 
 def _at(contest: Contest, region: Region) -> str:
     """The sizes that stand for a region, where the region holds several."""
-    fields = {"N": "n_atom", "W": "window", "K": "n_neighbor"}
-    varying = [k for k, f in fields.items() if len({getattr(c.problem, f) for c in region.contests}) > 1]
-    return "at " + ", ".join(f"{k} {getattr(contest.problem, fields[k]):,}" for k in varying) if varying else ""
+    varying = [a for a in of_role("size") if len({a.value(c.problem) for c in region.contests}) > 1]
+    return "at " + ", ".join(f"{a.symbol} {a.value(contest.problem):,}" for a in varying) if varying else ""
 
 
 def _use(r: Region) -> Td:

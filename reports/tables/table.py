@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from benchmarks.harness.schema.axes import Axis, of_role, unusual_in
 from benchmarks.harness.schema.problem import Problem
 from reports.read.load import SHORT_DTYPE
 from reports.read.measured import UNRECORDED
@@ -83,15 +85,20 @@ def verdict(value: str) -> Td:
     return Td(value, value, kind=f"v-{value}")
 
 
-PROBLEM = (Column("problem"), Column("workload"), Column("N", True), Column("W", True), Column("K", True))
+def problem_columns(problems: Iterable[Problem]) -> tuple[tuple[Column, ...], Callable[[Problem], list[Td]]]:
+    """The columns that say which problem a row is of, and the row's entries in them: always its sizes, and those of the
+    model that are not as usual in some row."""
+    more = unusual_in(problems)
+    numbers = [*of_role("size"), *more]
+    columns = (Column("problem"), Column("workload"), *(Column(a.symbol, True) for a in numbers))
+
+    def cells(p: Problem) -> list[Td]:
+        source = f"{p.workload}, {p.atoms}" + (", blocks" if p.window_style == "blocks" else "")
+        shown = [num(a.value(p), f"{a.value(p):,}", tip=_cap(a, p)) for a in numbers]
+        return [text(f"{p.level} {p.mode} {SHORT_DTYPE[p.dtype]}"), text(source), *shown]
+
+    return columns, cells
 
 
-def problem_cells(p: Problem) -> list[Td]:
-    source = f"{p.workload}, {p.atoms}" + (", blocks" if p.window_style == "blocks" else "")
-    return [
-        text(f"{p.level} {p.mode} {SHORT_DTYPE[p.dtype]}"),
-        text(source),
-        num(p.n_atom, f"{p.n_atom:,}"),
-        num(p.window, str(p.window)),
-        num(p.n_neighbor, f"{p.n_neighbor:,}", tip="capped" if p.k_cap else None),
-    ]
+def _cap(axis: Axis, p: Problem) -> str | None:
+    return "capped" if axis.size and getattr(p, axis.name) is not None else None

@@ -9,6 +9,8 @@ import pandas as pd
 
 from benchmarks.harness.ruler import statistics
 from benchmarks.harness.ruler.statistics import PowerLaw
+from benchmarks.harness.schema.axes import axis, unusual
+from benchmarks.harness.schema.problem import Problem
 from reports import words
 from reports.find.analyse import Contest, Pair, Repeat
 from reports.find.curves import Crossing, Fit, is_predicted
@@ -17,7 +19,6 @@ from reports.read.load import SHORT_DTYPE, Cell, Setting
 from reports.read.measured import HOST_BOUND_MEANS, graph_ms, has_two_times, hot_ms, time_words
 from reports.tables.summary import wall
 from reports.tables.table import (
-    PROBLEM,
     Column,
     Table,
     Td,
@@ -25,7 +26,7 @@ from reports.tables.table import (
     missing,
     name,
     num,
-    problem_cells,
+    problem_columns,
     text,
     unrecorded,
     verdict,
@@ -36,8 +37,9 @@ from reports.words import DASH
 
 def memory(anchor: str, cells: Sequence[Cell]) -> Table:
     sources = "; ".join(sorted({c.record.memory.source for c in cells if c.record.memory}))
+    known, cells_of = problem_columns(c.record.problem for c in cells)
     columns = (
-        *PROBLEM, Column("backend"), Column("peak above the inputs", True, sources),
+        *known, Column("backend"), Column("peak above the inputs", True, sources),
         Column("peak / p", True, "p is the pair tensor"), Column("model", True), Column("measured / model", True),
         Column("inputs", True),
     )  # fmt: skip
@@ -49,7 +51,7 @@ def memory(anchor: str, cells: Sequence[Cell]) -> Table:
         share = m.peak_bytes / m.p_bytes if m.peak_bytes is not None and m.p_bytes else None
         fit = m.peak_bytes / m.model_bytes if m.peak_bytes is not None and m.model_bytes else None
         rows.append([
-            *problem_cells(c.record.problem), name(c.record.backend),
+            *cells_of(c.record.problem), name(c.record.backend),
             num(m.peak_bytes, words.size(m.peak_bytes or 0), "the peak was not measured"),
             num(share, words.times(share or 0), "no pair tensor"), num(m.model_bytes, words.size(m.model_bytes or 0)),
             num(fit, words.number(fit or 0, 2), "no model value"), num(m.input_bytes, words.size(m.input_bytes)),
@@ -58,15 +60,16 @@ def memory(anchor: str, cells: Sequence[Cell]) -> Table:
 
 
 def ratios(anchor: str, found: Sequence[Pair]) -> Table:
+    known, cells_of = problem_columns(p.problem for p in found)
     columns = (
-        *PROBLEM, Column("faster"), Column("slower"), Column("ratio", True), Column("95% interval", True),
+        *known, Column("faster"), Column("slower"), Column("ratio", True), Column("95% interval", True),
         Column("verdict"), Column("p (Holm)", True), Column("blocks", True),
     )  # fmt: skip
     rows = []
     for p in found:
         r = p.speedup
         rows.append([
-            *problem_cells(p.problem), name(p.fast), name(p.slow), num(r.ratio, words.times(r.ratio)),
+            *cells_of(p.problem), name(p.fast), name(p.slow), num(r.ratio, words.times(r.ratio)),
             num(r.low, words.interval(r.low, r.high), "fewer than two paired blocks"),
             verdict(p.verdict), num(p.p_adjusted, words.p_value(p.p_adjusted)), num(r.n, str(r.n)),
         ])  # fmt: skip
@@ -74,15 +77,16 @@ def ratios(anchor: str, found: Sequence[Pair]) -> Table:
 
 
 def repeats(anchor: str, found: Sequence[Repeat]) -> Table:
+    known, cells_of = problem_columns(r.problem for r in found)
     columns = (
-        *PROBLEM, Column("faster"), Column("slower"), Column("runs", True), Column("lowest ratio", True),
+        *known, Column("faster"), Column("slower"), Column("runs", True), Column("lowest ratio", True),
         Column("highest ratio", True), Column("apart by", True),
     )  # fmt: skip
     rows = []
     for r in found:
         low, high = min(r.ratios), max(r.ratios)
         rows.append([
-            *problem_cells(r.problem), name(r.fast), name(r.slow), num(len(r.ratios), str(len(r.ratios))),
+            *cells_of(r.problem), name(r.fast), name(r.slow), num(len(r.ratios), str(len(r.ratios))),
             num(low, words.times(low)), num(high, words.times(high)), num(r.spread, words.percent(r.spread)),
         ])  # fmt: skip
     note = "The same pair measured in several runs, so in several processes: what one run's interval cannot cover."
@@ -141,14 +145,15 @@ def starts(anchor: str, cells: Sequence[Cell]) -> Table:
         Column("wall time", True, HOST_BOUND_MEANS), Column("graph", True, "median of CUDA graph replay"),
         Column("hot", True, "median with a warm L2 cache"),
     ) if two else (Column("steady state", True), Column("95% interval", True))  # fmt: skip
+    known, cells_of = problem_columns(c.record.problem for c in timed)
     columns = (
-        *PROBLEM, Column("backend"), *steady, Column("plan", True), Column("first call", True),
+        *known, Column("backend"), *steady, Column("plan", True), Column("first call", True),
         Column("the same, in calls", True, "(first call + plan) / steady state"), Column("cache"),
         Column("stopped by"), Column("outliers", True, "Tukey's fences; labelled, never dropped"),
         Column("again", False, "the command that measures this cell again"),
     )  # fmt: skip
-    found = Table(anchor, "First call and plan against steady state", columns, [_start(c, two) for c in timed])
-    return without_unrecorded(found)
+    rows = [[*cells_of(c.record.problem), *_start(c, two)] for c in timed]
+    return without_unrecorded(Table(anchor, "First call and plan against steady state", columns, rows))
 
 
 def _start(c: Cell, two: bool) -> list[Td]:
@@ -159,7 +164,7 @@ def _start(c: Cell, two: bool) -> list[Td]:
     repaid = once / t.median_ms if once is not None and t.median_ms else None
     more = [wall(c), _or_why(graph_ms(r), t.graph_reason), _or_why(hot_ms(r), t.hot_reason)] if two else []
     return [
-        *problem_cells(r.problem), name(r.backend, c.impossible), num(t.median_ms, words.time(t.median_ms)),
+        name(r.backend, c.impossible), num(t.median_ms, words.time(t.median_ms)),
         num(t.ci_low_ms, f"{words.time(t.ci_low_ms)} … {words.time(t.ci_high_ms)}"), *more,
         num(r.plan_ms, words.time(r.plan_ms or 0), "this backend has no plan"),
         num(r.first_call_ms, words.time(r.first_call_ms or 0)), num(repaid, words.number(repaid or 0, 2)),
@@ -186,7 +191,7 @@ def unavailable(anchor: str, cells: Sequence[Cell]) -> Table:
     rows = []
     for (backend, status, _), mine in sorted(found.items()):
         problems = [c.record.problem for c in mine]
-        where = sorted({f"{p.level}, {p.mode}, {SHORT_DTYPE[p.dtype]}, N {p.n_atom:,}" for p in problems})
+        where = sorted({_place(p) for p in problems})
         listed = "; ".join(where[:4]) + (f"; {len(where) - 4} more" if len(where) > 4 else "")
         why = mine[0].reason or status
         if len({c.reason for c in mine}) > 1:
@@ -198,13 +203,19 @@ def unavailable(anchor: str, cells: Sequence[Cell]) -> Table:
     return Table(anchor, "What was not available, and why", columns, rows)
 
 
+def _place(p: Problem) -> str:
+    sizes = [f"{a.symbol} {a.value(p):,}" for a in (axis("n_atom"), *unusual(p))]
+    return ", ".join([p.level, p.mode, SHORT_DTYPE[p.dtype], *sizes])
+
+
 def _pattern(reason: str) -> str:
     """Reasons that differ in their numbers only are one reason."""
     return re.sub(r"\d[\d.,]*", "#", reason)
 
 
 def noise(anchor: str, cells: Sequence[Cell]) -> Table:
-    columns = (*PROBLEM, Column("backend"), Column("A/A ratio", True), Column("95% interval", True),
+    known, cells_of = problem_columns(c.record.problem for c in cells)
+    columns = (*known, Column("backend"), Column("A/A ratio", True), Column("95% interval", True),
                Column("noise floor", True), Column("blocks", True))  # fmt: skip
     rows = []
     for c in cells:
@@ -214,7 +225,7 @@ def noise(anchor: str, cells: Sequence[Cell]) -> Table:
         r = statistics.paired_ratio(t.samples_ms, t.aa_samples_ms)
         floor = statistics.noise_floor(t.samples_ms, t.aa_samples_ms)
         rows.append([
-            *problem_cells(c.record.problem), name(c.record.backend), num(r.ratio, words.number(r.ratio, 4)),
+            *cells_of(c.record.problem), name(c.record.backend), num(r.ratio, words.number(r.ratio, 4)),
             num(r.low, f"{r.low or 0:.4f}{DASH}{r.high or 0:.4f}", "fewer than two blocks"),
             num(floor, f"±{words.percent(floor or 0)}", "fewer than two blocks"), num(r.n, str(r.n)),
         ])  # fmt: skip
@@ -240,7 +251,7 @@ def rank_note(contests: Iterable[Contest]) -> list[str]:
     found: dict[str, list[str]] = {}
     for x in contests:
         for c in x.apart:
-            found.setdefault(c.record.backend, []).append(f"{words.sizes(x.problem)}: {time_words(c.record)}")
+            found.setdefault(c.record.backend, []).append(f"{words.all_sizes(x.problem)}: {time_words(c.record)}")
     return [
         f"{code(backend)} was measured in another group at {len(where)} problem{'' if len(where) == 1 else 's'}, so no "
         f"ratio to the others is given there ({'; '.join(where[:2])}{'; …' if len(where) > 2 else ''})."

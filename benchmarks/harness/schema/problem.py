@@ -6,30 +6,30 @@ import hashlib
 import json
 import math
 from datetime import datetime
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
+from .axes import ATOM_SETS as ATOM_SETS
+from .axes import AXES, Axis, absent
+from .axes import DTYPES as DTYPES
+from .axes import LARGEST as LARGEST
+from .axes import LEVELS as LEVELS
+from .axes import MODES as MODES
+from .axes import STACKED as STACKED
+from .axes import SYNTHETIC as SYNTHETIC
+from .axes import WINDOW_STYLES as WINDOW_STYLES
+from .axes import AtomSet as AtomSet
+from .axes import Device as Device
+from .axes import DType as DType
+from .axes import Level as Level
+from .axes import Mode as Mode
+from .axes import WindowStyle as WindowStyle
 from .jsonl import BadLine as BadLine
 from .jsonl import CannotRecord as CannotRecord
 from .jsonl import MalformedRecord as MalformedRecord
 from .jsonl import append as append
 from .jsonl import scan_lines as scan_lines
-
-Level = Literal["attention", "block", "stack", "encoder", "decoder", "index"]
-
-
-Mode = Literal["fwd", "fwdbwd", "train"]
-
-
-DType = Literal["float32", "float64", "bfloat16", "float16"]
-
-
-AtomSet = Literal["backbone", "heavy", "atom14"]
-
-
-WindowStyle = Literal["residues", "blocks"]
-
 
 # Bounded, so that whatever shows a record (a 64-bit column, an axis) can hold what is in it.
 _MOST, _LONGEST_MS, _DEEPEST = 2**62, 1e12, 8
@@ -88,8 +88,24 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Model = TypeVar("Model", bound=type[BaseModel])
+
+
+def with_every_axis(model: Model) -> Model:
+    """The model with a field for each row of ``AXES`` that it does not name: it names those that are read by name."""
+    more: dict[str, Any] = {a.name: (_type(a), a.absent) for a in AXES if a.name not in model.model_fields}
+    return create_model(model.__name__, __base__=model, __module__=model.__module__, **more) if more else model  # type: ignore[return-value]
+
+
+def _type(axis: Axis) -> Any:
+    """What a record may hold of an axis."""
+    kind: Any = Literal[axis.choices] if axis.choices else Annotated[int, Field(ge=axis.least, le=_MOST)]  # type: ignore[valid-type]
+    return kind if axis.absent is not None else kind | None
+
+
+@with_every_axis
 class Problem(_Frozen):
-    """Everything that decides the arithmetic, and nothing about who does it.
+    """Everything that decides the arithmetic, and nothing about who does it: a field per axis, and what came of them.
 
     ``n_atom``, ``n_res`` and ``n_neighbor`` (K) are the resolved sizes; ``workload`` names where
     they came from (a protein, ``synthetic``, or a file's name).
@@ -97,25 +113,25 @@ class Problem(_Frozen):
 
     level: Level
     mode: Mode
-    device: Literal["cpu", "cuda"]
+    device: Device
     dtype: DType
     workload: str
     atoms: AtomSet
     n_atom: Positive
     n_res: Positive
     window: Positive
-    window_style: WindowStyle = "residues"
-    k_cap: Positive | None = None
+    window_style: WindowStyle = absent("window_style")
+    k_cap: Positive | None = absent("k_cap")
     n_neighbor: Count
     live_pairs: Count
-    batch: Positive = 1
-    heads: Positive = 4
-    c_atom: Positive = 128
-    c_atompair: Positive = 16
-    n_blocks: Positive = 1
-    c_token: Positive = 384
-    c_pair: Positive = 128
-    seed: Seed = 0
+    batch: Positive = absent("batch")
+    heads: Positive = absent("heads")
+    c_atom: Positive = absent("c_atom")
+    c_atompair: Positive = absent("c_atompair")
+    n_blocks: Positive = absent("n_blocks")
+    c_token: Positive = absent("c_token")
+    c_pair: Positive = absent("c_pair")
+    seed: Seed = absent("seed")
 
     @property
     def head_dim(self) -> int:
@@ -123,43 +139,21 @@ class Problem(_Frozen):
 
     @property
     def key(self) -> str:
-        """A short stable name of this problem: equal problems have equal keys on every machine."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """A short stable name of this problem: equal problems have equal keys on every machine. An axis that came when
+        there were records is left out at its default, so that their keys stand."""
+        held = self.model_dump(mode="json")
+        for axis in AXES:
+            if axis.added and held[axis.name] == axis.absent:
+                del held[axis.name]
+        text = json.dumps(held, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-LEVELS: tuple[str, ...] = get_args(Level)
-
-
-MODES: tuple[str, ...] = get_args(Mode)
-
-
-DTYPES: tuple[str, ...] = get_args(DType)
-
-
-ATOM_SETS: tuple[str, ...] = get_args(AtomSet)
-
-
-WINDOW_STYLES: tuple[str, ...] = get_args(WindowStyle)
 
 
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
-SYNTHETIC = "synthetic"
-
-
-LARGEST = 2**31 - 1  # of any number on an axis
-
-
 # The index has no backend: it is built by the layer itself.
 INDEX_BACKEND = "build_sparse_pairs"
-
-
-STACKED = ("stack", "encoder", "decoder")  # levels of more than one block
-
-
-WIDTHS = ("c_atom", "c_atompair", "c_token", "c_pair")
 
 
 # Encoder and decoder build their index themselves, from tok_idx and the window alone.

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..schema.problem import INDEX_BACKEND, STACKED, SYNTHETIC, WIDTHS, Problem
+from ..schema.axes import AXES, axis
+from ..schema.problem import INDEX_BACKEND, SYNTHETIC, Problem
 from ..schema.record import Record, read
 from ..workload import workloads
 from ..workload.problems import Axes, BadAxis, resolve
@@ -39,19 +40,23 @@ def command(problem: Problem, backend: str, options: dict[str, Any], threads: ob
 
 def axes_words(problem: Problem) -> list[str]:
     """A problem as options of the command line: every axis that a default could decide, and widths that differ."""
-    p = problem
-    axes: dict[str, object] = {name: getattr(p, name) for name in ("level", "mode", "dtype", "device")}
-    if p.workload == SYNTHETIC:
-        axes["n_atom"] = p.n_atom
-    else:
-        axes["workload" if p.workload in workloads.names() else "structure"] = p.workload
-    axes |= {"atoms": p.atoms, "window": p.window, "window_style": p.window_style}
-    axes |= {} if p.k_cap is None else {"k": p.k_cap}
-    axes |= {"heads": p.heads, "batch": p.batch}
-    axes |= {"n_blocks": p.n_blocks} if p.level in STACKED else {}
-    axes |= {n: v for n in WIDTHS if (v := getattr(p, n)) != Problem.model_fields[n].default}
-    axes["seed"] = p.seed
-    return [word for name, value in axes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words: list[str] = []
+    for one in AXES:
+        value, flag = getattr(problem, one.name), one.flags[0]
+        if one.name == "workload":
+            if value == SYNTHETIC:
+                flag, value = axis("n_atom").flags[0], problem.n_atom
+            else:
+                flag = "--workload" if value in workloads.names() else "--structure"
+        elif (
+            one.name == "n_atom"
+            or value is None
+            or problem.level not in one.levels
+            or (one.rare and value == one.default)
+        ):
+            continue
+        words += [flag, str(value)]
+    return words
 
 
 def find(text: str) -> Record:
@@ -89,10 +94,8 @@ def recall(problem: Problem, structures: Sequence[str] = ()) -> Axes:
     source = None if p.workload == SYNTHETIC else p.workload
     if source is not None and source not in workloads.names():
         source = next((path for path in structures if Path(path).name == source), source)
-    same = ("level", "mode", "device", "dtype", "atoms", "window", "window_style", "k_cap", "heads", "batch", "seed")
-    asked: dict[str, Any] = {name: getattr(p, name) for name in (*same, *WIDTHS)}
-    asked |= {"n_blocks": p.n_blocks} if p.level in STACKED else {}
-    axes = Axes(workload=source, n_atom=p.n_atom if source is None else None, **asked)
+    asked: dict[str, Any] = {a.name: getattr(p, a.name) for a in AXES if p.level in a.levels}
+    axes = Axes(**asked | {"workload": source, "n_atom": p.n_atom if source is None else None})
     now, _ = resolve(axes)
     if now != p:
         differing = [f"{name} {getattr(p, name)} → {getattr(now, name)}" for name in Problem.model_fields

@@ -9,26 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
-from ..schema.problem import (
-    ATOM_SETS,
-    DTYPES,
-    LARGEST,
-    LEVELS,
-    MODES,
-    OWN_INDEX,
-    STACKED,
-    SYNTHETIC,
-    WIDTHS,
-    WINDOW_STYLES,
-    AtomSet,
-    Problem,
-)
+from ..schema.axes import AXES, Device, of_role, usual
+from ..schema.problem import OWN_INDEX, SYNTHETIC, AtomSet, Problem
 from . import workloads
 from .workloads import Workload
 
@@ -47,28 +35,35 @@ class Group:
     source: str | None = None
 
 
+def with_every_axis(asked: type) -> Any:
+    """The dataclass with a field for each row of ``AXES`` that it does not name: it names those read by name."""
+    more = [(a.name, Any, a.default) for a in AXES if a.name not in asked.__dataclass_fields__]
+    return make_dataclass(asked.__name__, more, bases=(asked,), frozen=True) if more else asked
+
+
+@with_every_axis
 @dataclass(frozen=True)
 class Axes:
     """One value per axis; ``workload`` is a system's name or a file's path, None for synthetic atoms."""
 
-    level: str = "attention"
-    mode: str = "fwd"
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: str = "float32"
-    workload: str | None = None
-    n_atom: int | None = None
-    atoms: str = "atom14"
-    window: int = 32
-    window_style: str = "residues"
-    k_cap: int | None = None
-    heads: int = 4
-    batch: int = 1
-    n_blocks: int = 3
-    c_atom: int = Problem.model_fields["c_atom"].default
-    c_atompair: int = Problem.model_fields["c_atompair"].default
-    c_token: int = Problem.model_fields["c_token"].default
-    c_pair: int = Problem.model_fields["c_pair"].default
-    seed: int = 0
+    level: str = usual("level")
+    mode: str = usual("mode")
+    device: Device = usual("device")  # noqa: RUF009  a constant
+    dtype: str = usual("dtype")
+    workload: str | None = usual("workload")
+    n_atom: int | None = usual("n_atom")
+    atoms: str = usual("atoms")
+    window: int = usual("window")
+    window_style: str = usual("window_style")
+    k_cap: int | None = usual("k_cap")
+    heads: int = usual("heads")
+    batch: int = usual("batch")
+    n_blocks: int = usual("n_blocks")
+    c_atom: int = usual("c_atom")
+    c_atompair: int = usual("c_atompair")
+    c_token: int = usual("c_token")
+    c_pair: int = usual("c_pair")
+    seed: int = usual("seed")
 
 
 def grid(base: Axes, **axes: tuple) -> Iterator[Axes]:
@@ -110,25 +105,17 @@ def resolve(axes: Axes) -> tuple[Problem, str | None]:
         style=axes.window_style,
         chains=axes.level not in ("decoder", "index"),
     )
+    asked = {a.name: getattr(axes, a.name) for a in AXES}
+    asked |= {a.name: a.elsewhere for a in of_role("model") if axes.level not in a.levels}
     problem = _problem(
-        level=axes.level,
-        mode=axes.mode,
-        device=axes.device,
-        dtype=axes.dtype,
-        workload=SYNTHETIC if axes.workload is None else work.name,
-        atoms=atoms,
-        n_atom=work.n_atom,
-        n_res=work.n_res,
-        window=axes.window,
-        window_style=axes.window_style,
-        k_cap=axes.k_cap,
-        n_neighbor=k,
-        live_pairs=live * axes.batch,
-        batch=axes.batch,
-        heads=axes.heads,
-        n_blocks=axes.n_blocks if axes.level in STACKED else 1,
-        seed=axes.seed,
-        **{name: getattr(axes, name) for name in WIDTHS},
+        **asked
+        | {
+            "workload": SYNTHETIC if axes.workload is None else work.name,
+            "n_atom": work.n_atom,
+            "n_res": work.n_res,
+            "n_neighbor": k,
+            "live_pairs": live * axes.batch,
+        }
     )
     return problem, axes.workload
 
@@ -150,28 +137,10 @@ def _problem(**sizes: Any) -> Problem:
 
 
 def _check(axes: Axes) -> None:
-    for option, value, allowed in (
-        ("--level", axes.level, LEVELS),
-        ("--mode", axes.mode, MODES),
-        ("--dtype", axes.dtype, DTYPES),
-        ("--atoms", axes.atoms, ATOM_SETS),
-        ("--window-style", axes.window_style, WINDOW_STYLES),
-    ):
-        if value not in allowed:
-            raise BadAxis(f"{option}: expected one of {', '.join(allowed)}; got {value!r}")
-    for option, value in (
-        ("--n-atom", axes.n_atom),
-        ("--window", axes.window),
-        ("--k", axes.k_cap),
-        ("--heads", axes.heads),
-        ("--batch", axes.batch),
-        ("--n-blocks", axes.n_blocks),
-        *((f"--{name.replace('_', '-')}", getattr(axes, name)) for name in WIDTHS),
-    ):
-        if value is not None and not 1 <= value <= LARGEST:
-            raise BadAxis(f"{option}: expected a number of at least 1 and at most {LARGEST:,}, got {value}")
-    if not 0 <= axes.seed <= LARGEST:
-        raise BadAxis(f"--seed: expected a number of at least 0 and at most {LARGEST:,}, got {axes.seed}")
+    for axis in AXES:
+        why = axis.wrong(getattr(axes, axis.name))
+        if why is not None:
+            raise BadAxis(f"{axis.flags[0]}: {why}")
     if axes.c_atom % axes.heads:
         raise BadAxis(f"--heads: expected a divisor of c_atom = {axes.c_atom}, got {axes.heads}")
     if axes.level in (*OWN_INDEX, "index") and (axes.k_cap is not None or axes.window_style != "residues"):
