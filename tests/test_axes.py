@@ -16,6 +16,7 @@ import pytest
 from benchmarks.asv import grid as asv_grid
 from benchmarks.commands import check
 from benchmarks.commands import console as show
+from benchmarks.harness.schema import cells
 from benchmarks.harness.schema.axes import AXES, LARGEST
 from benchmarks.harness.schema.problem import Problem
 from benchmarks.harness.schema.record import read
@@ -39,13 +40,13 @@ def test_keys_of_records_on_file_stand() -> None:
 
 
 def test_asv_names_its_parameters_as_it_did() -> None:
-    assert asv_grid.PARAMETERS[:7] == ("device", "backend", "n_atom", "window", "k", "dtype", "mode")
-    assert list(asv_grid.GRIDS["attention"]) == list(asv_grid.PARAMETERS)
+    assert cells.PARAMETERS[:7] == ("device", "backend", "n_atom", "window", "k", "dtype", "mode")
+    assert list(asv_grid.GRIDS["attention"]) == list(cells.PARAMETERS)
     record = next(record for record in read(RECORDS) if record.problem.k_cap is None)
     p = record.problem
-    cell = asv_grid.cell_of(record.backend, p.model_dump())
+    cell = cells.cell_of(record.backend, p.model_dump())
     assert cell == (p.device, record.backend, p.n_atom, p.window, "all", p.dtype, p.mode)
-    assert resolve(Axes(**asv_grid.axes_of("attention", ("cpu", "banded", 64, 8, 16, "float32", "fwd"))))[0].k_cap == 16
+    assert resolve(Axes(**cells.axes_of("attention", ("cpu", "banded", 64, 8, 16, "float32", "fwd"))))[0].k_cap == 16
 
 
 # -- a row's fields ------------------------------------------------------------------------------------
@@ -138,6 +139,7 @@ LOOK = """
 import json, sys
 from pathlib import Path
 from benchmarks.asv import grid
+from benchmarks.harness.schema import cells
 from benchmarks.harness.schema.record import Record, read
 from benchmarks.harness.sweep import again
 from benchmarks.harness.workload.problems import Axes, resolve
@@ -152,15 +154,15 @@ records = [r for p in problems for r in made.group(made.CPU, p, backends=["gathe
 made.write(Path("in/records.jsonl"), records)
 p = old.problem
 print(json.dumps({
-    "old": [p.samples, p.key, grid.cell_of(old.backend, json.loads(old.model_dump_json())["problem"])],
-    "before": grid.cell_of("banded", {k: v for k, v in p.model_dump().items() if k != "samples"}),
+    "old": [p.samples, p.key, cells.cell_of(old.backend, json.loads(old.model_dump_json())["problem"])],
+    "before": cells.cell_of("banded", {k: v for k, v in p.model_dump().items() if k != "samples"}),
     "keys": len({x.key for x in problems}),
     "recorded": Record.model_validate_json(old.model_copy(update={"problem": five}).model_dump_json()).problem.samples,
     "words": again.axes_words(five),
     "recalled": again.recall(five).samples,
-    "parameters": grid.PARAMETERS,
-    "cell": grid.cell_of("banded", five.model_dump()),
-    "asked": grid.axes_of("attention", ("cpu", "banded", 64, 32, "all", "float32", "fwd", 5))["samples"],
+    "parameters": cells.PARAMETERS,
+    "cell": cells.cell_of("banded", five.model_dump()),
+    "asked": cells.axes_of("attention", ("cpu", "banded", 64, 32, "all", "float32", "fwd", 5))["samples"],
     "wanted": len(grid.wanted("attention", "all samples=5 backend=banded n_atom=512 window=32 k=all dtype=float32")),
     "default": len(grid.default("attention", ["cpu"])),
     "history": sizes(Tracked("attention", (("n_atom", 512), ("samples", 5)))),
@@ -209,13 +211,13 @@ def test_one_more_axis_reaches_records_asv_and_the_page(longer: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     old = next(record for record in read(RECORDS) if record.problem.k_cap is None)
-    seven = list(asv_grid.cell_of(old.backend, old.problem.model_dump()))
+    seven = list(cells.cell_of(old.backend, old.problem.model_dump()))
     assert found["old"] == [1, old.problem.key, seven]
     assert found["before"][2:] == seven[2:]
     assert found["keys"] == 6
     assert found["recorded"] == found["recalled"] == found["asked"] == 5
     assert found["words"][found["words"].index("--samples") + 1] == "5"
-    assert found["parameters"] == [*asv_grid.PARAMETERS, "samples"]
+    assert found["parameters"] == [*cells.PARAMETERS, "samples"]
     assert found["cell"][-1] == 5
     assert found["wanted"] == 4  # two devices, forward and with gradients
     assert found["default"] == len(asv_grid.default("attention", ["cpu"]))

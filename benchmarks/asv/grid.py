@@ -14,26 +14,21 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..harness.schema.axes import AXES, axis
+from ..harness.schema.axes import axis
+from ..harness.schema.cells import ROWS, UNCAPPED, Cell, value_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = list(axis("device").choices)
 CELLS, SELECTED, DEVICE = "BENCH_CELLS", "BENCH_SELECTED", "BENCH_DEVICE"
-UNCAPPED = "all"  # on the axis k: every neighbour that the window holds
 KERNELS = "kernels"  # the level of what the compiler makes, which has axes of its own
 SEED = 20261122
 
-Cell = tuple[Any, ...]  # in the order of the level's axes
-
 INDEX_BACKEND = "build_sparse_pairs"
-_ROWS = tuple(a for a in AXES if a.asv)
-# The parameters, in an order that results on file have: a new axis comes last.
-PARAMETERS = ("device", "backend", *(a.parameter for a in _ROWS))
 
 
 class BadCells(ValueError):
@@ -58,14 +53,9 @@ def declared(backend: str) -> frozenset[str]:
     return frozenset()
 
 
-def value_of(value: Any) -> Any:
-    """A value of an axis as asv's grid spells it: no cap has a word, since asv shows None as nothing."""
-    return UNCAPPED if value is None else value
-
-
 def _axes(backend: Iterable[str] = (), **lists: list[Any]) -> dict[str, list[Any]]:
     """The parameters with their values."""
-    whole = {a.parameter: [value_of(v) for v in a.asv] for a in _ROWS}
+    whole = {a.parameter: [value_of(v) for v in a.asv] for a in ROWS}
     return {"device": DEVICES, "backend": list(backend) or list(backends())} | whole | lists
 
 
@@ -96,32 +86,9 @@ _PIVOTS: dict[str, dict[str, list[dict[str, Any]]]] = {
         "index": [{"n_atom": 16384}],
     },
 }
-_PIVOT = {a.parameter: value_of(a.default) for a in _ROWS}
+_PIVOT = {a.parameter: value_of(a.default) for a in ROWS}
 _DRAWN = {"cpu": {"attention": 1}, "cuda": {"attention": 4, "block": 1}}
 _LARGEST = {"cpu": 512, "cuda": 16384}
-
-
-def cell_of(backend: Any, problem: Mapping[str, Any]) -> Cell:
-    """The cell of one backend's record, in the grid of now; ``problem`` by the names of its fields. A record that was
-    made before there was an axis has its default."""
-    values = (value_of(problem.get(a.name, a.absent)) for a in _ROWS)
-    return brief((problem.get("device"), backend, *values))
-
-
-def brief(cell: Cell) -> Cell:
-    """A cell without the last axes where they are as usual: so it is named in results from before there were those."""
-    added = [value_of(a.default) for a in _ROWS if a.added]
-    known = len(PARAMETERS) - len(added)
-    while len(cell) > known and cell[-1] == added[len(cell) - known - 1]:
-        cell = cell[:-1]
-    return cell
-
-
-def axes_of(level: str, cell: Cell) -> dict[str, Any]:
-    """A cell as values of the harness's axes, by name."""
-    device, _, *values = cell
-    named = {a.name: None if value == UNCAPPED else value for a, value in zip(_ROWS, values)}
-    return {"level": level, "device": device} | named
 
 
 def params(level: str) -> list[list[Any]]:
@@ -142,7 +109,7 @@ def default(level: str, devices: Iterable[str]) -> list[Cell]:
     chosen: list[Cell] = []
     for device in devices:
         problems = [_PIVOT | pivot for pivot in _PIVOTS[device][level]]
-        drawn = [[_PIVOT[a.parameter]] if a.added else grid[a.parameter] for a in _ROWS]  # so that a draw stands
+        drawn = [[_PIVOT[a.parameter]] if a.added else grid[a.parameter] for a in ROWS]  # so that a draw stands
         rest = [dict(zip(_PIVOT, values)) for values in product(*drawn)]
         rest = [one for one in rest if one["n_atom"] <= _LARGEST[device] and one not in problems]
         problems += random.Random(f"{SEED} {device} {level}").sample(rest, _DRAWN[device].get(level, 0))

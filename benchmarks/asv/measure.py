@@ -22,6 +22,7 @@ from ..harness.levels import arms
 from ..harness.ruler.device import ForeignPackage, code_hash, code_origin, cpu_cores, cpu_name, total_bytes
 from ..harness.ruler.sources import ruler_hash, tuned_hash
 from ..harness.schema import kernels, record
+from ..harness.schema.cells import axes_of as axes_of_cell
 from ..harness.schema.record import Provenance, Record, Status
 from ..harness.sweep.again import command
 from ..harness.sweep.sweep import Settings, Sweep, as_asked, plan, portable
@@ -87,7 +88,7 @@ def planned(wanted: Iterable[tuple[str, tuple]]) -> tuple[list[Group], Cells]:
 
 def axes_of(level: str, cell: tuple) -> Axes:
     """A cell of asv's grid as the harness's command line would ask for it."""
-    return Axes(**asv_grid.axes_of(level, cell))
+    return Axes(**axes_of_cell(level, cell))
 
 
 # -- where the records are ---------------------------------------------------------------------------

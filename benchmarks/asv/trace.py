@@ -18,7 +18,7 @@ from datetime import datetime
 from itertools import product
 from pathlib import Path
 
-from ..harness.schema import kernels, record
+from ..harness.schema import cells, kernels, record
 from ..harness.schema.kernels import KernelRecord
 from ..harness.schema.record import Record
 from . import grid as asv_grid
@@ -72,7 +72,7 @@ class _Records:
     def of(self, path: Path, benchmark: str, cell: tuple, value: float, started_s: float) -> Number:
         _, suite, track = benchmark.split(".")
         level, name = suite.lower(), track.removeprefix("track_")
-        found = [one for one in self._cells.get((level, asv_grid.brief(cell)), ()) if _written_s(one) <= started_s]
+        found = [one for one in self._cells.get((level, cells.brief(cell)), ()) if _written_s(one) <= started_s]
         if not found:
             return Number(path, benchmark, cell, value, None, "no record of this cell was written before it")
         metric = (KERNEL_METRICS if level == asv_grid.KERNELS else METRICS)[name]
@@ -84,7 +84,7 @@ class _Records:
 
 def cell_of(one: Record) -> tuple:
     """A record's cell in asv's grid."""
-    return asv_grid.cell_of(one.backend, one.problem.model_dump())
+    return cells.cell_of(one.backend, one.problem.model_dump())
 
 
 def shown(value: Value) -> float | None:

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.asv.grid import UNCAPPED
 from benchmarks.harness.ruler.statistics import Ratio
 from benchmarks.harness.schema.axes import AXES
+from benchmarks.harness.schema.cells import UNCAPPED
 from reports import words
 from reports.draw import forests, lanes
 from reports.draw.lanes import Lane

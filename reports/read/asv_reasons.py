@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.asv.grid import cell_of
+from benchmarks.harness.schema.cells import cell_of
 
 Key = tuple[object, ...]  # level, then the cell as asv names it in brief; or "kernels", kernel, arch, dtype
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from benchmarks.asv.grid import brief
 from benchmarks.asv.metrics import STATUS_CODES
+from benchmarks.harness.schema.cells import brief
 from benchmarks.harness.schema.shown import shown
 from reports.read.asv_reasons import reasons
 from reports.read.load import InputError, Rejected, cleaned
