@@ -3,7 +3,8 @@
 Source: the Chemical Component Dictionary of the wwPDB as the installed biotite ships it. For each
 residue: names, elements and ideal coordinates (Å) of its heavy atoms, in the order N, CA, C, O, then
 outwards from CA (fewest bonds first, ties as in the dictionary: the usual order of the 20), then OXT,
-which only the last residue of a chain keeps.
+which only the last residue of a chain keeps. Beside them the names of all the dictionary's amino acids; for those
+without an atom CA (chromophores) all heavy atoms, by which such a residue is known.
 
     python scripts/make_residue_templates.py [OUTPUT]
 """
@@ -93,6 +94,22 @@ def _ccd_date() -> str:
     return max(str(date) for date in get_ccd()["chem_comp"]["pdbx_modified_date"].as_array(str))
 
 
+def _amino_acids() -> dict[str, Any]:
+    """The names of all peptide-linking components, and the heavy atoms of those that have no CA."""
+    from biotite.structure.info import amino_acid_names, get_ccd
+
+    table = get_ccd()["chem_comp_atom"]
+    atoms: dict[str, list[str]] = {name: [] for name in sorted(amino_acid_names())}
+    fields = ("comp_id", "atom_id", "type_symbol")
+    for name, atom, symbol in zip(*(table[field].as_array(str).tolist() for field in fields), strict=True):
+        if name in atoms and symbol not in ("H", "D"):
+            atoms[name].append(atom)
+    return {
+        "with_ca": " ".join(name for name, found in atoms.items() if "CA" in found),
+        "without_ca": {name: " ".join(found) for name, found in atoms.items() if "CA" not in found},
+    }
+
+
 def build() -> dict[str, Any]:
     """The whole content of the file."""
     import biotite
@@ -108,6 +125,7 @@ def build() -> dict[str, Any]:
             "made_by": "scripts/make_residue_templates.py",
         },
         "residues": residues,
+        "amino_acids": _amino_acids(),
     }
 
 
@@ -115,7 +133,9 @@ def render(content: dict[str, Any]) -> str:
     """One line per residue, so that a change of the dictionary reads well in a diff."""
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content["residues"].items()]
     provenance = json.dumps(content["provenance"], ensure_ascii=False)
-    return '{\n"provenance": ' + provenance + ',\n"residues": {\n' + ",\n".join(lines) + "\n}\n}\n"
+    acids = json.dumps(content["amino_acids"]).replace('", "', '",\n"')  # a line each
+    parts = {"provenance": provenance, "residues": "{\n" + ",\n".join(lines) + "\n}", "amino_acids": acids}
+    return "{\n" + ",\n".join(f'"{name}": {text}' for name, text in parts.items()) + "\n}\n"
 
 
 if __name__ == "__main__":

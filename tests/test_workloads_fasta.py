@@ -29,7 +29,7 @@ def write(tmp_path):
 
 def residues(text: str) -> list[list[str]]:
     names = list(templates().index)
-    return [[names[row] for row in record.residues] for record in fasta.parse(text, "f")]
+    return [[names[row] for row in record.residues] for record in fasta.parse(text, "f").records]
 
 
 def test_a_file_makes_one_chain_per_record(write):
@@ -167,6 +167,46 @@ def test_fasta_needs_no_structure_library(write, monkeypatch):
     assert workloads.from_file(write(">a\nMQIF\n")).n_res == 4
 
 
+@pytest.mark.parametrize(
+    ("text", "chains", "left_out"),
+    [
+        (">A|protein|empty\nMQIF\n>B|ccd\nATP\n>C|smiles\nCC(=O)O\n>D|dna\nACGT\n>E|RNA\nACGU\n", 1,
+         "record 2 (ccd), record 3 (smiles), record 4 (dna), record 5 (rna)"),
+        (">protein|name=a\nMQIF\n>ligand|name=b\nCCO\n>glycan|name=c\nMAN\n", 1,
+         "record 2 (ligand), record 3 (glycan)"),
+        (">A|protein\rMQ\rIF\r>B|protein\rGG\r", 2, "nothing"),
+        (">sp|P0CG48|UBC\nMQIF\n", 1, "nothing"),
+    ],
+)  # fmt: skip
+def test_records_that_call_themselves_no_protein_are_left_out_and_named(write, text, chains, left_out):
+    work = workloads.from_file(write(text))
+    assert work.account is not None
+    assert (len(work.chain_sizes), work.account.partition("left out: ")[2]) == (chains, left_out)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "nucleic"),
+    [
+        ("GTGYCAGCMGCCGCGGTAA", True), ("GGACTACNVGGGTWTCTAAT", True), ("CCTACGGGNGGCWGCAG", True),  # primers
+        ("A" * 30, True), ("N" * 30, True), ("AT" * 15, True), ("ACGU" * 3, True), ("acgtn" * 20, True),
+        ("GA" * 20, False), ("A" * 12, False), ("MKTAYIAKQRGATTACA", False), ("GATTACA", False),
+        ("GAGAGYGAGAGAGSGAGAGS", False), ("DHKMRSVWYB" * 5, False), ("AVKRSWYDHA" * 3, False),
+    ],
+)  # fmt: skip
+def test_nucleotides_are_known_by_their_composition(write, sequence, nucleic):
+    path = write(f">a\n{sequence}\n")
+    if not nucleic:
+        assert workloads.from_file(path).n_res == len(sequence)
+        return
+    with pytest.raises(WorkloadError, match=r"line 1: record 1 \('a'\): nucleotides only"):
+        workloads.from_file(path)
+
+
+def test_a_file_without_any_protein_is_refused(write):
+    with pytest.raises(WorkloadError, match=r"expected at least one protein, got record 1 \(ccd\), record 2 \(dna\)"):
+        workloads.from_file(write(">A|ccd\nATP\n>B|dna\nACGT\n"))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))))
 def test_arbitrary_bytes_are_a_protein_or_a_workload_error(tmp_path_factory, content):
@@ -181,4 +221,6 @@ def test_arbitrary_bytes_are_a_protein_or_a_workload_error(tmp_path_factory, con
 @given(st.lists(st.text("DEFHIKLMPQRSVWYXOBZJ", min_size=1, max_size=30), min_size=1, max_size=5))
 def test_any_sequence_comes_back_whole(sequences):
     text = "".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences))
-    assert [len(record.residues) for record in fasta.parse(text, "f")] == [len(sequence) for sequence in sequences]
+    assert [len(record.residues) for record in fasta.parse(text, "f").records] == [
+        len(sequence) for sequence in sequences
+    ]

@@ -30,6 +30,7 @@ class Workload:
     ``tok_idx int64[N]`` residue of each atom, ascending through all chains, 0 … ``n_res - 1`` (a residue
     without atoms is possible); ``chain int64[N]``; ``element int64[N]`` atomic number, 0 for a virtual atom;
     ``ref_pos float32[N, 3]`` reference geometry in Å; ``positions float32[N, 3]`` in Å, where a file gave them.
+    ``account``: what was read of a user's file and what was left out, in one line.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Workload:
     element: np.ndarray
     ref_pos: np.ndarray
     positions: np.ndarray | None = None
+    account: str | None = None
 
     def __post_init__(self) -> None:
         for array in (self.tok_idx, self.chain, self.element, self.ref_pos, self.positions):
@@ -50,6 +52,18 @@ class Workload:
     @property
     def n_atom(self) -> int:
         return len(self.tok_idx)
+
+    @property
+    def chain_sizes(self) -> list[tuple[int, int]]:
+        """Residues that have atoms, and atoms, of each chain."""
+        first = np.concatenate([[True], np.diff(self.tok_idx) > 0])
+        return list(zip(np.bincount(self.chain[first]).tolist(), np.bincount(self.chain).tolist()))
+
+
+def account(n_res: int, chains: int, n_atom: int, atoms: str, left_out: Sequence[str]) -> str:
+    """What was read of a file, in one line."""
+    read = f"{n_res:,} residue{'s' * (n_res != 1)} in {chains:,} chain{'s' * (chains != 1)}"
+    return f"{read}, {n_atom:,} atoms ({atoms}); left out: {', '.join(left_out) or 'nothing'}"
 
 
 def check_atoms(atoms: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,13 @@ KINDS = {
     ".mmcif": "mmcif",
     ".bcif": "bcif",
 }
+FORMATS = (
+    ", ".join(
+        f"{word} ({', '.join(suffix for suffix, kind in KINDS.items() if kind == key)})"
+        for word, key in (("mmCIF", "mmcif"), ("BinaryCIF", "bcif"), ("PDB", "pdb"), ("FASTA", "fasta"))
+    )
+    + "; each may be gzipped"
+)
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_BYTES = 2**30  # unpacked; the largest entry of the PDB has 0.4 GB of mmCIF
 
@@ -35,18 +44,57 @@ class Content:
     data: bytes
 
     @property
-    def text(self) -> str:
+    def plain(self) -> bytes:
+        """The bytes of a text, whose lines end with a line feed alone."""
         if b"\0" in self.data:
             raise WorkloadError(f"{self.origin}: expected text, got binary data")
+        data = self.data.removeprefix(codecs.BOM_UTF8)
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
+
+    @property
+    def text(self) -> str:
         try:
-            return self.data.decode("utf-8-sig")
+            return self.plain.decode()
         except UnicodeDecodeError:
-            return self.data.decode("latin-1")  # names of authors in old files; every byte is a letter there
+            return self.plain.decode("latin-1")  # names of authors in old files; every byte is a letter there
 
 
 def looks_like_path(name: str) -> bool:
     """Whether somebody who typed this meant a file."""
     return bool(os.path.dirname(name)) or kind_of(name) is not None or os.path.exists(name.replace("\0", ""))
+
+
+def split(value: str) -> list[str]:
+    """The paths in a list: a comma separates them only behind a suffix that is read, and not in the name of a file that
+    is there."""
+    if os.path.exists(value.replace("\0", "")):
+        return [value]
+    paths, path = [], ""
+    for piece in value.split(","):
+        path += piece
+        if kind_of(path.strip()) is not None:
+            paths.append(path.strip())
+            path = ""
+        elif path:
+            path += ","
+    return [*paths, path.removesuffix(",").strip()] if path.strip(" ,") else paths
+
+
+def names(paths: Iterable[str]) -> dict[str, str]:
+    """What to call each of these files: its base name, behind as many of its folders as tell it from the others."""
+    parts = {path: Path(os.path.abspath(path)).parts for path in paths}
+    named = {}
+    for path, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
+        named[path] = "/".join(own[-length:])
+    return named
+
+
+def bears(path: str, name: str) -> bool:
+    """Whether a record's name of a file, with or without folders, may be this file's."""
+    parts = Path(name).parts
+    return Path(os.path.abspath(path)).parts[-len(parts) :] == parts
 
 
 def kind_of(name: str) -> str | None:

@@ -8,7 +8,7 @@ thousand cells costs a second.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, make_dataclass, replace
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ..schema.axes import AXES, Device, of_role, usual
 from ..schema.problem import OWN_INDEX, SYNTHETIC, AtomSet, Problem
-from . import workloads
+from . import files, workloads
 from .workloads import Workload
 
 
@@ -118,6 +118,23 @@ def resolve(axes: Axes) -> tuple[Problem, str | None]:
         }
     )
     return problem, axes.workload
+
+
+def resolve_all(axes: Iterable[Axes]) -> list[tuple[Problem, str | None]]:
+    """:func:`resolve` for many; files of one base name are told apart by their folders.
+
+    Raises
+    ------
+    BadAxis, workloads.WorkloadError
+    """
+    found = [resolve(one) for one in axes]
+    named = files.names({source for _, source in found if source is not None and source not in workloads.names()})
+    if not all(map(is_text, named.values())):
+        raise BadAxis(f"--structure: expected folders whose names are UTF-8, got {list(named)!r}")
+    return [
+        (problem.model_copy(update={"workload": named[source]}) if source in named else problem, source)
+        for problem, source in found
+    ]
 
 
 def is_text(name: str) -> bool:

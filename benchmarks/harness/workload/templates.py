@@ -39,6 +39,7 @@ class Templates:
     ``element [T, M]``, ``xyz [T, M, 3]``: atoms in canonical order (N, CA, C, O, CB …), without OXT;
     ``count [T]``: how many of them; ``terminal [T, 3]``: where OXT is. ``atoms[t]`` are the names,
     ``index[name]`` is the row of a residue, ``letters[letter]`` that of a one-letter code.
+    ``amino_acids``: every peptide-linking component of the dictionary, with its heavy atoms where it has no CA.
     """
 
     index: dict[str, int]
@@ -48,12 +49,14 @@ class Templates:
     element: np.ndarray
     xyz: np.ndarray
     terminal: np.ndarray
+    amino_acids: dict[str, frozenset[str]]
 
 
 @functools.cache
 def templates() -> Templates:
     """The table, read once."""
-    residues = json.loads((DATA / "residues.json").read_text(encoding="utf-8"))["residues"]
+    content = json.loads((DATA / "residues.json").read_text(encoding="utf-8"))
+    residues = content["residues"]
     index = {name: row for row, name in enumerate(residues)}
     letters = {residue["letter"]: index[name] for name, residue in residues.items() if residue["letter"]}
     letters |= {letter: index[name] for letter, name in AMBIGUOUS.items()}
@@ -71,4 +74,6 @@ def templates() -> Templates:
         terminal[row] = at[residue["names"].index(TERMINAL)]
     for array in (count, element, xyz, terminal):
         array.setflags(write=False)
-    return Templates(index, letters, atoms, count, element, xyz, terminal)
+    acids = dict.fromkeys(content["amino_acids"]["with_ca"].split(), frozenset[str]())
+    acids |= {name: frozenset(found.split()) for name, found in content["amino_acids"]["without_ca"].items()}
+    return Templates(index, letters, atoms, count, element, xyz, terminal, acids)

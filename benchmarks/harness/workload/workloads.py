@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import fasta, files, structures
-from .atoms import ATOM_SETS, Workload, WorkloadError, check_atoms, check_size, cut, from_chains, slots
+from .atoms import ATOM_SETS, Workload, WorkloadError, account, check_atoms, check_size, cut, from_chains, slots
 from .templates import DATA, templates
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ POSITION_SCALE = 16.0  # Å, as AlphaFold3 and Pallatom scale noisy coordinates
 def _systems() -> dict[str, tuple[fasta.Record, ...]]:
     """The records of each named system, in the order of the file."""
     systems: dict[str, tuple[fasta.Record, ...]] = {}
-    for record in fasta.parse(FASTA.read_text(encoding="utf-8"), FASTA.name):
+    for record in fasta.parse(FASTA.read_text(encoding="utf-8"), FASTA.name).records:
         systems[record.name] = (*systems.get(record.name, ()), record)
     return systems
 
@@ -85,9 +86,12 @@ def from_file(path: str | Path, atoms: str = "heavy") -> Workload:
     """
     check_atoms(atoms)
     content = files.read(path)
-    if content.kind == "fasta":
-        return _from_records(content.name, content.origin, fasta.parse(content.text, content.origin), atoms)
-    return structures.workload(content, atoms)
+    if content.kind != "fasta":
+        return structures.workload(content, atoms)
+    found = fasta.parse(content.text, content.origin)
+    work = _from_records(content.name, content.origin, found.records, atoms)
+    chains = sum(record.copies for record in found.records)
+    return replace(work, account=account(work.n_res, chains, work.n_atom, atoms, found.left_out))
 
 
 def _from_records(name: str, source: str, records: Sequence[fasta.Record], atoms: str) -> Workload:
