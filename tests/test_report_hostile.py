@@ -26,7 +26,8 @@ def with_text(record: Record, text: str, *, backend: bool) -> Record:
     """``text`` wherever a record has room for it."""
     origin = record.provenance.model_copy(update={
         "machine": text, "cpu": text, "gpu": record.provenance.gpu and text, "commit": text, "driver": text,
-        "versions": {"torch": text, text: "1"}, "argv": [text], "environment": {text: text, "before": {text: [text]}},
+        "versions": {"torch": text, text: "1"}, "argv": [text],
+        "environment": {text: text, "structure": text, "before": {text: [text]}},
     })  # fmt: skip
     return record.model_copy(update={
         "provenance": origin, "backend": f"{record.backend}{text}" if backend else record.backend, "again": text,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from . import check, compare, doctor, inspect, pipeline, profile, regress, sweep, tune
+from . import check, compare, doctor, inspect, pipeline, profile, regress, structure, sweep, tune
 
 EPILOG = """
 Begin with:  python -m benchmarks doctor        what runs on this machine, and what does not, and why
@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 app.command("doctor")(doctor.doctor)
+app.command("structure")(structure.structure)
 app.command("check")(check.check)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)

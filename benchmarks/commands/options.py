@@ -26,7 +26,8 @@ from ..harness.sweep.sweep import Settings
 from ..harness.worker.host import Host
 from ..harness.worker.process import WorkerDied, WorkerTimeout
 from ..harness.workload import workloads
-from ..harness.workload.problems import Axes, BadAxis, grid
+from ..harness.workload.files import FORMATS, split
+from ..harness.workload.problems import Axes, BadAxis, grid, workload_of
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 WHAT, RUN, OUTPUT = "What to measure", "How to measure", "Output"
@@ -81,7 +82,7 @@ class Asked:
                 raise BadAxis(f"--workload: expected one of {known}; got {name!r}. Files: --structure")
         shared = {one.name: _values(one, self.lists.get(one.parameter, one.typed)) for one in _listed()}
         sizes, sets = shared.pop("n_atom"), shared.pop("atoms")
-        sources = (*proteins, *paths(self.structure))
+        sources = (*proteins, *structures(self.structure))
         if not sources and not sizes:
             sources = default_workload
         shared |= {name: (None,) for name, values in shared.items() if not values and usual(name) is None}
@@ -89,6 +90,7 @@ class Asked:
         found: list[Axes] = []
         if sources:
             found += grid(base, **shared, workload=sources, atoms=sets or ("heavy",))
+            say_what_is_read(found)
         if sizes:
             found += grid(base, **shared, n_atom=sizes, atoms=sets or (usual("atoms"),))
         return found
@@ -138,7 +140,7 @@ def asks(*, rare: bool = False, **changed: Any) -> Callable[[Callable[..., Any]]
 def _offered(axes: Sequence[Axis], changed: dict[str, Any]) -> Iterator[inspect.Parameter]:
     """The parameters of a command, as typer reads them."""
     yield _parameter("workload", list[str] | None, None, f"Real proteins: {_names(workloads.names())}.", "-w")
-    yield _parameter("structure", list[str] | None, None, "Your own mmCIF, PDB or FASTA file (.gz too).")
+    yield _parameter("structure", list[str] | None, None, f"Your own file: {FORMATS}.")
     for one in axes:
         kind: Any = {"device": str, "seed": int}.get(one.name, list[str] if one.typed else list[str] | None)
         default: Any = one.typed[0] if kind is str else one.default if kind is int else list(one.typed) or None
@@ -184,6 +186,19 @@ def words(values: Sequence[str] | None) -> tuple[str, ...]:
 def paths(values: Sequence[str] | None) -> tuple[str, ...]:
     """The items of a list option of files: a comma is part of a name where such a file is there."""
     return tuple(dict.fromkeys(p for v in values or () for p in ((v,) if os.path.exists(v) else words([v]))))
+
+
+def structures(values: Sequence[str] | None) -> tuple[str, ...]:
+    """The same for structure files: a comma is also part of a name unless a suffix stands before it."""
+    return tuple(dict.fromkeys(path for value in values or () for path in split(value)))
+
+
+def say_what_is_read(axes: Sequence[Axes]) -> None:
+    """Say on stderr what is read of each of the user's files, and what is left out."""
+    asked = dict.fromkeys((one.workload, one.atoms, one.seed) for one in axes if one.workload not in workloads.names())
+    for path, atoms, seed in asked:
+        if atoms in workloads.ATOM_SETS:  # else it is refused later
+            print(shown(f"{path}: {workload_of(path, None, atoms, seed).account}"), file=sys.stderr)
 
 
 def numbers(option: str, values: Sequence[str] | None, least: int = 1) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def sweep(
     with Host(threads=asked.threads) as host:
         if cell is not None:
             opt.one_device(cell.problem.device, host)
-            wanted = [recall(cell.problem, opt.paths(asked.structure))]
+            wanted = [recall(cell.problem, opt.structures(asked.structure))]
         else:
             wanted = asked.axes(opt.one_device(asked.device, host), default_workload=("ubiquitin", "gfp"))
         groups = harness.plan(wanted, backends)

@@ -43,7 +43,9 @@ def facts(cells: Sequence[Cell]) -> list[tuple[str, str]]:
         ("command", " ".join(newest.argv)),
         ("seed", str(newest.seed)),
     ]
-    fixed = [(k, v) for k, v in newest.environment.items() if k not in MOMENTS and v is not None]
+    files = dict.fromkeys(str(v) for c in cells if (v := c.record.provenance.environment.get("structure")))
+    known += [("structure", "; ".join(files))]
+    fixed = [(k, v) for k, v in newest.environment.items() if k not in (*MOMENTS, "structure") and v is not None]
     return [(k, v) for k, v in known if v] + [(_spell(k), _value(k, v)) for k, v in sorted(fixed)] + behaviour(cells)
 
 

@@ -12,7 +12,7 @@ from ..schema.record import Record
 from ..sweep.sweep import work
 from ..worker.options import PHASE_LIMITS_S
 from ..worker.process import Event
-from ..workload.problems import Axes, BadAxis, resolve
+from ..workload.problems import Axes, BadAxis, resolve_all
 from .commits import Code
 
 SIDES = ("a", "b")
@@ -113,7 +113,7 @@ class NoTime(Exception):
 
 def problems_of(axes: list[Axes]) -> tuple[tuple[Problem, str | None], ...]:
     """The problems of these axes, none twice, the cheapest first."""
-    found = {problem.key: (problem, source) for problem, source in map(resolve, axes)}
+    found = {problem.key: (problem, source) for problem, source in resolve_all(axes)}
     return tuple(sorted(found.values(), key=lambda one: work(one[0])))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..schema.axes import AXES, axis
 from ..schema.problem import INDEX_BACKEND, SYNTHETIC, Problem
 from ..schema.record import Record, read
-from ..workload import workloads
+from ..workload import files, workloads
 from ..workload.problems import Axes, BadAxis, resolve
 
 OUT = "again.jsonl"  # of its own: what is on file elsewhere stays the newest there until it is looked at
@@ -82,7 +82,7 @@ def find(text: str) -> Record:
 
 
 def recall(problem: Problem, structures: Sequence[str] = ()) -> Axes:
-    """The axes that this problem came from; its structure is looked for among ``structures``, by base name, and else
+    """The axes that this problem came from; its structure is looked for among ``structures``, by name, and else
     here.
 
     Raises
@@ -93,10 +93,12 @@ def recall(problem: Problem, structures: Sequence[str] = ()) -> Axes:
     p = problem
     source = None if p.workload == SYNTHETIC else p.workload
     if source is not None and source not in workloads.names():
-        source = next((path for path in structures if Path(path).name == source), source)
+        source = next((path for path in structures if files.bears(path, source)), source)
     asked: dict[str, Any] = {a.name: getattr(p, a.name) for a in AXES if p.level in a.levels}
     axes = Axes(**asked | {"workload": source, "n_atom": p.n_atom if source is None else None})
     now, _ = resolve(axes)
+    if source is not None and files.bears(source, p.workload):
+        now = now.model_copy(update={"workload": p.workload})
     if now != p:
         differing = [f"{name} {getattr(p, name)} → {getattr(now, name)}" for name in Problem.model_fields
                      if getattr(p, name) != getattr(now, name)]  # fmt: skip

@@ -32,7 +32,7 @@ from ..worker.host import START_LIMIT_S, Host, seconds_left
 from ..worker.options import Options
 from ..worker.process import ROOT, WorkerDied, WorkerTimeout
 from ..workload import workloads
-from ..workload.problems import Axes, BadAxis, Group, resolve
+from ..workload.problems import Axes, BadAxis, Group, resolve_all, workload_of
 from .again import command
 
 # Rough relative work, to put the small first.
@@ -92,8 +92,7 @@ def plan(axes: Iterable[Axes], backends: tuple[str, ...], *, keep_order: bool = 
     BadAxis, WorkloadError
     """
     groups: dict[str, Group] = {}
-    for one in axes:
-        problem, source = resolve(one)
+    for problem, source in resolve_all(axes):
         names = (arms.INDEX_BACKEND,) if problem.level == "index" else backends
         groups.setdefault(problem.key, Group(problem, names, source))
     if not groups:
@@ -364,12 +363,16 @@ def as_asked(options: Options) -> dict[str, Any]:
 
 
 def files_of(group: Group, spec: str) -> dict[str, Any]:
-    """The user's own files that a cell is made from, by their hashes, as an entry of its environment; empty where
-    there are none."""
+    """The user's own files that a cell is made from, by their hashes, and what was read of a structure, as entries of
+    its environment; empty where there are none."""
     structure = None if group.source is None or group.source in workloads.names() else group.source
     own = {"backend": spec if arms.is_file(spec) else None, "structure": structure}
     hashes = {name: file_hash(Path(path)) for name, path in own.items() if path is not None}
-    return {FILES: hashes} if hashes else {}
+    found: dict[str, Any] = {FILES: hashes} if hashes else {}
+    if structure is not None:
+        p = group.problem
+        found["structure"] = f"{p.workload}: {workload_of(structure, None, p.atoms, p.seed).account}"
+    return found
 
 
 def portable(text: str | None) -> str | None:
