@@ -215,7 +215,7 @@ def faults(got: dict[str, Tensor], layer: dict[str, Tensor], want: dict[str, Ten
 def _lost(draw: Draw) -> float:
     """Relative error of an exponential whose argument is rounded: ε times the size of the scores, and of p's mean."""
     eps = torch.finfo(torch.promote_types(draw.dtype, torch.float32)).eps
-    return eps * (draw.qk**2 * draw.dim**0.5 + 2 * abs(draw.offset) * max(1.0, 2 * draw.weight))
+    return eps * (draw.qk**2 * draw.dim**0.5 + 3 * abs(draw.offset) * max(1.0, 2 * draw.weight))
 
 
 def overflows(call: Call) -> bool:
