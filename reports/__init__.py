@@ -1,6 +1,6 @@
 """Records in, a page out: which backend to use where, by how much, how sure, and what will fit.
 
-``load`` reads and sorts records, ``analyse`` and ``curves`` compare and fit, ``answer``, ``summary`` and ``tables`` say
-what came out, ``figures`` chooses what ``plots`` and ``forests`` draw, ``page`` writes. Nothing here imports torch or a
-backend: a report is made on any machine that holds the records.
+``read`` reads and sorts records and results of asv, ``find`` compares and fits, ``say`` puts it into sentences,
+``tables`` into tables and files, ``draw`` into figures, ``page`` writes. Nothing here imports torch or a backend: a
+report is made on any machine that holds the records.
 """

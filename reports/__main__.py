@@ -10,7 +10,7 @@ from rich.console import Console
 
 from benchmarks.harness.schema.shown import shown
 from reports.find import history
-from reports.marks import plain
+from reports.markup import plain
 from reports.page import page, readme
 from reports.page.build import Report, build
 from reports.read import asv_results
@@ -71,17 +71,17 @@ def _history(folders: list[Path], *, strict: bool, repository: Path | None) -> h
     """What commits did, from results folders of asv; nothing where none was given."""
     if not folders:
         return None
-    found = asv_results.read(folders, repository)
-    if strict and found.rejected:
-        r = found.rejected[0]
-        raise InputError(f"{r.source}: {r.why} ({len(found.rejected)} such; leave out --strict to pass over)")
-    return history.analyse(found)
+    results = asv_results.read(folders, repository)
+    if strict and results.rejected:
+        r = results.rejected[0]
+        raise InputError(f"{r.source}: {r.why} ({len(results.rejected)} such; leave out --strict to pass over)")
+    return history.analyse(results)
 
 
 def _tell(report: Report, html_path: Path) -> None:
     console = Console()
     said = [(view.place.label, view.headline) for view in report.places]
-    said += [("History", report.history.said.headline)] if report.history else []
+    said += [("History", report.history.headline)] if report.history else []
     for title, lines in said:
         console.print(title, style="bold", markup=False, highlight=False)
         for line in lines:

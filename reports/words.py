@@ -20,6 +20,10 @@ def number(value: float, digits: int = 3) -> str:
     return f"{round(value, places):,.{max(places, 0)}f}"
 
 
+def two_digits(value: float) -> str:
+    return number(value, 2)
+
+
 def time(ms: float) -> str:
     for limit, scale, unit in ((1e-3, 1e6, "ns"), (1, 1e3, "µs"), (1e3, 1, "ms"), (math.inf, 1e-3, "s")):
         if ms < limit:
@@ -44,7 +48,7 @@ def short(value: float) -> str:
 
 def bare(text: str) -> str:
     """``10.0 ms`` → ``10 ms``: zeros after the point say nothing on an axis."""
-    return re.sub(r"\.0+(?=\D|$)|(?<=\.\d)0+(?=\D|$)", "", text)
+    return re.sub(r"\.(\d*?)0+(?=\D|$)", lambda m: f".{m[1]}" if m[1] else "", text)
 
 
 def times(ratio: float) -> str:

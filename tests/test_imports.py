@@ -125,7 +125,7 @@ def test_a_backend_shares_no_code_with_the_reference() -> None:
 
 # What each room may import of the rooms beside it, lowest first; test_no_circle follows from the order.
 HARNESS = ("ruler", "schema", "workload", "levels", "gate", "worker", "sweep", ("regress", "profile"))
-PAGES = (("words", "marks"), "read", "find", ("say", "tables", "draw"), "page")
+PAGES = (("words", "markup"), "read", "find", ("say", "tables", "draw"), "page")
 ABOVE = {"__main__": len(PAGES), "offline": len(PAGES), "__init__": len(PAGES)}
 
 

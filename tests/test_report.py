@@ -15,14 +15,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import variants
 from benchmarks.harness.schema.record import read
-from reports import marks
+from reports import markup
 from reports.__main__ import app
 from reports.draw import theme
 from reports.find import analyse, curves, regions
 from reports.page import page
 from reports.read.load import Collection, InputError, load
-from reports.tables import tables
+from reports.tables import evidence
 from tests import records_factory as make
 
 ROOT = Path(__file__).parent.parent
@@ -102,12 +103,21 @@ def test_colours_can_be_told_from_the_ground_and_from_each_other():
 
     for dark in (False, True):
         ground = theme.ROLES["ground"][dark]
-        assert all(contrast(slot[dark], ground) >= 3 for slot in theme.SLOTS)
+        assert all(contrast(colour[dark], ground) >= 3 for colour in theme.COLOURS)
         assert all(contrast(theme.ROLES[role][dark], ground) >= 4.5 for role in ("ink", "soft", "alarm"))
-    assert len({slot[2] for slot in theme.SLOTS}) == len(theme.SLOTS)
-    many = ["gather", *(f"someone_{i}" for i in range(4))]
-    assert len({theme.slot(name, many) for name in many}) == len(many)
-    assert theme.slot("someone_0", ["someone_0"]) == theme.slot("someone_0", ["gather", "flex", "someone_0"])
+    assert len(set(theme.MARKERS)) == len(theme.MARKERS) == len(theme.COLOURS)
+
+
+def test_no_two_backends_share_a_colour_and_a_marker_and_none_of_ours_changes_with_the_others():
+    shipped = variants.names()
+    alone = [theme.slots([name])[name] for name in shipped]
+    assert list(theme.slots(shipped).values()) == alone
+    assert len({slot % len(theme.COLOURS) for slot in alone}) == len(shipped) <= len(theme.COLOURS)
+    many = [*shipped, *(f"new_{i}" for i in range(90))]
+    look = theme.Theme(False, theme.slots(many))
+    assert len({(look.colour(name), look.marker(name)) for name in many}) == len(many)
+    few = theme.slots(["gather", "flex", "new_0"])
+    assert few["new_0"] == theme.slots(["new_0"])["new_0"]
 
 
 def test_tables_agree_between_page_markdown_and_csv(whole):
@@ -149,7 +159,7 @@ def test_ratios_pair_by_block_within_a_group_only(tmp_path):
     assert [(x.fast, x.slow) for x in pairs] == [("banded", "gather")]
     (contest,) = analyse.contests(c, pairs)
     assert [x.record.backend for x in contest.apart] == ["dense"]
-    assert "dense" in tables.rank_note([contest])[0]
+    assert "dense" in evidence.rank_note([contest])[0]
 
 
 def test_machines_and_commits_never_meet(tmp_path):
@@ -404,9 +414,11 @@ def test_reports_do_not_import_torch():
 
 
 def test_mark_up_escapes_and_marks():
-    said = f"{marks.bold('a')} < {marks.code('o&r')} **b** `c`"
-    assert str(page.mark_up(said, ["gather"])) == "<strong>a</strong> &lt; <code>o&amp;r</code> **b** `c`"
-    assert 'class="k k0"' in page.mark_up(marks.code("gather"), ["gather"])
-    assert marks.as_markdown(said) == r"**a** &lt; o&amp;r \*\*b\*\* \`c\`"
-    assert marks.as_markdown(marks.code("gather_compiled") + " gather_compiled") == "`gather_compiled` gather_compiled"
-    assert marks.plain(said) == "a < o&r **b** `c`"
+    said = f"{markup.bold('a')} < {markup.code('o&r')} **b** `c`"
+    assert str(page.mark_up(said, {"gather": 0})) == "<strong>a</strong> &lt; <code>o&amp;r</code> **b** `c`"
+    assert 'class="k k0"' in page.mark_up(markup.code("gather"), {"gather": 0})
+    assert markup.as_markdown(said) == r"**a** &lt; o&amp;r \*\*b\*\* \`c\`"
+    assert (
+        markup.as_markdown(markup.code("gather_compiled") + " gather_compiled") == "`gather_compiled` gather_compiled"
+    )
+    assert markup.plain(said) == "a < o&r **b** `c`"

@@ -22,8 +22,8 @@ from asv.results import Results
 
 from reports.__main__ import app
 from reports.find import history
-from reports.page import chronicle
 from reports.read import asv_results
+from reports.say import history as sentences
 from tests import asv_factory as make
 from tests import records_factory
 from tests.browser import Visit
@@ -497,7 +497,7 @@ def test_the_page_is_whole_on_every_screen(pages, width, scheme):
     assert {f["ground"] for f in found} == {{"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]}
 
 
-def test_a_backend_can_be_hidden_in_all_lanes(pages):
+def test_a_backend_can_be_hidden_in_all_panels(pages):
     v = pages()
     v.page.locator("#keys button", has_text="banded").click()
     shown = v.page.evaluate("""[...document.querySelectorAll('[data-b="banded"]')].map(g => g.style.display)""")
@@ -569,5 +569,5 @@ def test_a_throttled_gpu_is_told(tmp_path):
 
     for commits, told in ((1, False), (2, True)):
         h = analyse(results(tmp_path / str(commits), commits, values=only(SMALL, hot)))
-        notices = chronicle.chronicle(h, h.backends).notices
+        notices = sentences.notices(h)
         assert any("held its clock back" in n for n in notices) == told

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.harness.schema.record import Record
-from reports import marks
+from reports import markup
 from reports.__main__ import app
 from reports.find import analyse
 from reports.find.rivals import strongest
@@ -38,7 +38,7 @@ def contests(c: Collection) -> list[analyse.Contest]:
 
 
 def headline(c: Collection) -> str:
-    return marks.plain(" ".join(answer.headline(c.places[0], contests(c), setting_labels(c))))
+    return markup.plain(" ".join(answer.headline(c.places[0], contests(c), setting_labels(c))))
 
 
 def gpu(n_atom: int, **changes: object) -> make.Problem:

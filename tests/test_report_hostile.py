@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import unicodedata
@@ -14,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.harness.schema.record import Record
-from reports import marks
+from reports import markup
 from reports.__main__ import app
 from tests import records_factory as make
 
@@ -116,6 +117,31 @@ def test_tables_for_other_programs_have_a_row_a_record(made):
     assert not cells["machine"].str.contains("\n").any()
 
 
+def test_no_cell_of_a_csv_file_is_a_formula_and_numbers_stay_numbers(tmp_path):
+    folder = tmp_path / "formula"
+    records = hostile("=1+1", backend=True)
+    gate = records[0].gate
+    assert gate is not None
+    below = gate.model_copy(update={"slopes": dict.fromkeys(gate.slopes, -1e-4), "slopes_after": {}})
+    run(folder, [records[0].model_copy(update={"gate": below}), *records[1:]])
+    for name in ("cells.csv", "pairs.csv"):
+        with (folder / "out" / name).open(encoding="utf-8", newline="") as file:
+            entries = {entry for row in csv.reader(file) for entry in row}
+        assert any(entry.startswith("'=1+1") for entry in entries), name
+        assert not [e for e in entries if e.startswith(("=", "+", "@")) or (e.startswith("-") and not _is_number(e))]
+    cells = pd.read_csv(folder / "out" / "cells.csv")
+    assert (cells["worst_slope"].dropna() < 0).any()
+    assert pd.api.types.is_numeric_dtype(cells["worst_slope"])
+
+
+def _is_number(entry: str) -> bool:
+    try:
+        float(entry)
+    except ValueError:
+        return False
+    return True
+
+
 def test_places_whose_names_have_nothing_for_a_file_keep_figures_of_their_own(tmp_path):
     records = []
     for machine in ("機械", "別の"):
@@ -125,6 +151,7 @@ def test_places_whose_names_have_nothing_for_a_file_keep_figures_of_their_own(tm
     html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     figures = re.findall(r'href="(figures/[^"]+\.svg)"', html)
     assert len(figures) == len(set(figures)) > 4
+    assert not [f for f in figures if re.search(r"-[2-9]\.svg$", f)], "told apart by order alone"
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
 
@@ -193,5 +220,5 @@ def test_an_integer_too_long_to_read_is_a_line_left_out(tmp_path):
 
 
 def test_marks_of_a_record_are_text():
-    assert marks.as_markdown("a\\|b*c_ <d> `e` [f] ~g~") == r"a\\\|b\*c\_ &lt;d&gt; \`e\` \[f\] \~g\~"
-    assert marks.as_markdown(marks.code("a`b|c")) == r"a\`b\|c"
+    assert markup.as_markdown("a\\|b*c_ <d> `e` [f] ~g~") == r"a\\\|b\*c\_ &lt;d&gt; \`e\` \[f\] \~g\~"
+    assert markup.as_markdown(markup.code("a`b|c")) == r"a\`b\|c"

@@ -106,8 +106,8 @@ def noise_floors(cells: Iterable[Cell]) -> dict[tuple[Place, str], dict[str, flo
     groups: dict[tuple[Place, str], list[Cell]] = defaultdict(list)
     for c in cells:
         groups[(c.place, c.record.group)].append(c)
-    found = {key: comparison.noise_floors(c.record for c in members) for key, members in groups.items()}
-    return {key: floors for key, floors in found.items() if floors}
+    floors_of = {key: comparison.noise_floors(c.record for c in members) for key, members in groups.items()}
+    return {key: floors for key, floors in floors_of.items() if floors}
 
 
 def pairs(collection: Collection) -> list[Pair]:
@@ -138,13 +138,13 @@ def pairs(collection: Collection) -> list[Pair]:
     return _adjust(raw)
 
 
-def _pair(a: Cell, b: Cell, found: comparison.Comparison) -> Pair:
-    ratio = found.ratio
+def _pair(a: Cell, b: Cell, compared: comparison.Comparison) -> Pair:
+    ratio = compared.ratio
     fast, slow = (a, b) if ratio.ratio >= 1 else (b, a)
     return Pair(
         place=a.place, problem=a.record.problem, group=a.record.group, fast=fast.record.backend,
         slow=slow.record.backend, speedup=ratio if ratio.ratio >= 1 else ratio.inverse(),
-        margin=found.margin, noise=found.noise,
+        margin=compared.margin, noise=compared.noise,
     )  # fmt: skip
 
 

@@ -86,13 +86,13 @@ def curves(collection: Collection, letter: str) -> list[Curve]:
     along = next(a for a in curve_axes() if a.symbol == letter)
     fields = ["workload"] if along.name != "n_atom" else []  # a protein is one point of a curve in N
     fields += [a.name for a in of_role("size") if a != along]
-    found: dict[tuple[object, ...], list[Cell]] = defaultdict(list)
+    by_place: dict[tuple[object, ...], list[Cell]] = defaultdict(list)
     for c in collection.current:
         if c.record.problem.level in along.levels:
             fixed = tuple((name, getattr(c.record.problem, name)) for name in fields)
-            found[(c.place, c.setting.without(along.name), c.family, fixed)].append(c)
+            by_place[(c.place, c.setting.without(along.name), c.family, fixed)].append(c)
     out = []
-    for (place, setting, family, fixed), cells in found.items():
+    for (place, setting, family, fixed), cells in by_place.items():
         if len({along.value(c.record.problem) for c in cells}) < 2:
             continue
         points: dict[str, list[tuple[float, Cell]]] = defaultdict(list)

@@ -15,16 +15,20 @@ from typing import Any
 
 from benchmarks.asv.metrics import SHOWN_ONLY
 from benchmarks.harness.ruler.statistics import Ratio
+from benchmarks.harness.schema.axes import AXES
 from reports.read.asv_results import FAILED, NUMBER, STATUS, AsvResults, Commit
+from reports.read.load import MODE_WORDS, SHORT_DTYPE
 
 LATENCY, MEMORY = "latency", "peak_memory"
+METRIC_WORDS = {LATENCY: "Time", MEMORY: "Memory"}
 NEVER_JUDGED = frozenset({*SHOWN_ONLY, STATUS, "throttle"})  # larger is not worse there, or was seen once
 STEP_SHARE = 0.05  # asv's own default: smaller steps are not told
-LANES = ("backend", "kernel")  # the parameter that is compared within one problem
+COMPARED = ("backend", "kernel")  # the parameter that is compared within one problem
 PLACE = "device"
 KERNELS = "kernels"  # the level that is compiled, not run
 FIRST = ("attention", "block", "stack", "encoder", "decoder", "index", KERNELS)
 SIZE = "n_atom"
+PARAM_WORDS = {a.parameter: a.symbol for a in AXES}
 
 
 @dataclass(frozen=True, order=True)
@@ -51,6 +55,17 @@ class Problem:
         rank = FIRST.index(self.level) if self.level in FIRST else len(FIRST)
         values = [(k, 0, v, "") if isinstance(v, int | float) else (k, 1, 0, str(v)) for k, v in self.params]
         return rank, self.level, values
+
+    @property
+    def setting(self) -> str:
+        """``attention, forward, fp32``"""
+        mode, dtype = (str(dict(self.params).get(name, "")) for name in ("mode", "dtype"))
+        return ", ".join(x for x in (self.level, MODE_WORDS.get(mode, mode), SHORT_DTYPE.get(dtype, dtype)) if x)
+
+    @property
+    def sizes(self) -> str:
+        held = [(PARAM_WORDS.get(k, k), v) for k, v in self.params if k not in ("mode", "dtype")]
+        return ", ".join(f"{k} = {v:,}" if isinstance(v, int | float) else f"{k} = {v}" for k, v in held)
 
     @property
     def size(self) -> float:
@@ -135,7 +150,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Change:
+class StatusChange:
     """A status that became another one."""
 
     series: Series
@@ -162,12 +177,19 @@ class History:
     hosts: tuple[Host, ...]
     series: tuple[Series, ...]
     steps: tuple[Step, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[StatusChange, ...]
     against: tuple[Against, ...]
 
     @property
     def backends(self) -> list[str]:
         return sorted({s.backend for s in self.series if s.problem.level != KERNELS})
+
+    @property
+    def unpaired(self) -> str:
+        """What the numbers of ``against`` are, and what they are not."""
+        return (f"How many times as fast as {self.against[0].there.label}, at the newest commit that both have. "
+                "Different machines cannot be interleaved: the interval is asv's two 99% intervals pushed apart, and "
+                "what another run would have shown is not in it.")  # fmt: skip
 
 
 def analyse(results: AsvResults) -> History:
@@ -185,16 +207,16 @@ def _hosts(results: AsvResults) -> dict[tuple[str, str, str], Host]:
     frame = results.frame
     devices = [d if isinstance(d, str) else "" for d in frame[PLACE]] if PLACE in frame else [""] * len(frame)
     asked = sorted(set(zip(frame["machine"], frame["env"], devices, frame["found"].eq(NUMBER), strict=True)))
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    devices_of: dict[tuple[str, str], list[str]] = defaultdict(list)
     for machine, env, device, _ in sorted(asked, key=lambda entry: not entry[3]):  # where there are numbers first
-        if device and device not in found[machine, env]:
-            found[machine, env].append(device)
+        if device and device not in devices_of[machine, env]:
+            devices_of[machine, env].append(device)
     out = {}
     for machine, env, device, _ in asked:
-        held = device or next(iter(found[machine, env]), "")
+        held = device or next(iter(devices_of[machine, env]), "")
         facts = results.machines.get(machine, {})
         hardware = (facts.get("gpu") if held != "cpu" else None) or facts.get("cpu") or machine
-        several = sum(1 for other, _ in found if other == machine) > 1
+        several = sum(1 for other, _ in devices_of if other == machine) > 1
         detail = ", ".join([machine, *([held] if held else []), *([env] if several else [])])
         out[machine, env, device] = Host(machine, held, env, hardware, f"{hardware} ({detail})")
     return out
@@ -202,8 +224,8 @@ def _hosts(results: AsvResults) -> dict[tuple[str, str, str], Host]:
 
 def _series(results: AsvResults, hosts: Mapping[tuple[str, str, str], Host]) -> Iterator[Series]:
     commits = {c.hash: c for c in results.commits}
-    lanes = [p for p in results.parameters if p in LANES]
-    fixed = [p for p in results.parameters if p not in (*LANES, PLACE)]
+    compared = [p for p in results.parameters if p in COMPARED]
+    fixed = [p for p in results.parameters if p not in (*COMPARED, PLACE)]
     cells: dict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in results.frame.to_dict("records"):  # ordered by position within a cell
         cells[tuple(row[k] for k in ("machine", "env", "suite", "metric", "cell"))].append(dict(row))
@@ -211,7 +233,7 @@ def _series(results: AsvResults, hosts: Mapping[tuple[str, str, str], Host]) -> 
         first = {name: _plain(value) for name, value in rows[0].items()}
         if not first["cell"] and all(row["found"] == FAILED for row in rows):
             continue  # broke as a whole: there is no cell to draw
-        backend = next((str(first[p]) for p in lanes if first[p] is not None), first["suite"])
+        backend = next((str(first[p]) for p in compared if first[p] is not None), first["suite"])
         params = tuple((p, first[p]) for p in fixed if first[p] is not None)
         problem = Problem(first["suite"].rpartition(".")[2].lower(), params)
         points = tuple(_point(row, commits) for row in rows)
@@ -232,11 +254,11 @@ def _point(row: Mapping[str, object], commits: Mapping[str, Commit]) -> Point:
         return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
 
     status = row["status"] if isinstance(row["status"], str) else None
-    found, reason, value, low = str(row["found"]), row.get("reason"), number("value"), number("ci_low")
+    kind, reason, value, low = str(row["found"]), row.get("reason"), number("value"), number("ci_low")
     if low is not None and low < 0 <= (value or 0):
         low = 0.0  # asv's interval of a few samples is symmetric; no time and no size is below 0
     return Point(commits[str(row["commit"])], value, low, number("ci_high"),
-                 found if found == FAILED else status or ("ok" if found == NUMBER else found),
+                 kind if kind == FAILED else status or ("ok" if kind == NUMBER else kind),
                  reason if isinstance(reason, str) else None)  # fmt: skip
 
 
@@ -245,8 +267,8 @@ def _segments(points: Sequence[Point], metric: str) -> tuple[Segment, ...]:
 
     if metric in NEVER_JUDGED or not any(p.value is not None for p in points):
         return ()
-    found = detect_steps([p.value for p in points], [p.weight for p in points])
-    return tuple(Segment(left, right, level, error) for left, right, level, _, error in found)
+    steps = detect_steps([p.value for p in points], [p.weight for p in points])
+    return tuple(Segment(left, right, level, error) for left, right, level, _, error in steps)
 
 
 def _steps(series: Series) -> Iterator[Step]:
@@ -270,11 +292,11 @@ def _overlap(a: Point, b: Point) -> bool:
     return a.low <= b.high and b.low <= a.high
 
 
-def _changes(series: Series) -> Iterator[Change]:
+def _changes(series: Series) -> Iterator[StatusChange]:
     if series.metric == STATUS:
         for a, b in itertools.pairwise(series.points):
             if a.status != b.status:
-                yield Change(series, b.commit, a.status, b.status)
+                yield StatusChange(series, b.commit, a.status, b.status)
 
 
 def _against(series: Sequence[Series], hosts: Sequence[Host]) -> Iterator[Against]:

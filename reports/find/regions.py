@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from benchmarks.harness.schema.axes import of_role
-from reports.find.analyse import BASELINE, Contest, Pair
-from reports.find.rivals import Rival, largest_shared, standing, strongest
+from reports.find.analyse import Contest
+from reports.find.rivals import Rival, size_rank, strongest
 from reports.read.load import Family, Setting, setting
 
 
@@ -28,7 +28,7 @@ class Region:
     @property
     def shown(self) -> Contest:
         """The largest N, at the usual window and without a cap where there is one, else with most pairs."""
-        return max(self.contests, key=standing)
+        return max(self.contests, key=size_rank)
 
     @cached_property
     def rival(self) -> Rival | None:
@@ -103,8 +103,3 @@ def _runs(items: Sequence[Contest], key: Callable[[Contest], str]) -> list[list[
         else:
             out.append([item])
     return out
-
-
-def against_baseline(region: Region) -> tuple[Contest, Pair] | None:
-    """The largest problem of the region at which the winner and the baseline were paired."""
-    return largest_shared(region.contests, region.use, BASELINE)

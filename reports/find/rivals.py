@@ -47,16 +47,16 @@ class Rival:
         return statistics.paired_ratio(other.wall_samples_ms, mine.wall_samples_ms)
 
 
-def standing(contest: Contest) -> tuple[int, bool, int]:
-    """Larger for what stands for others: the largest N, at the usual window and without a cap, with most pairs."""
+def size_rank(contest: Contest) -> tuple[int, bool, int]:
+    """Orders problems by size: the largest N, then the usual window without a cap, then most pairs."""
     p = contest.problem
     return p.n_atom, p.window == usual("window") and p.k_cap is None, p.live_pairs
 
 
 def largest_shared(contests: Sequence[Contest], winner: str, other: str) -> tuple[Contest, Pair] | None:
     """The largest problem at which the two were paired."""
-    found = [(c, p) for c in contests if (p := c.pair(winner, other)) is not None]
-    return max(found, key=lambda cp: standing(cp[0]), default=None)
+    shared = [(c, p) for c in contests if (p := c.pair(winner, other)) is not None]
+    return max(shared, key=lambda shared: size_rank(shared[0]), default=None)
 
 
 def strongest(contests: Sequence[Contest], winner: str) -> Rival | None:
@@ -77,19 +77,19 @@ def strongest(contests: Sequence[Contest], winner: str) -> Rival | None:
     for a, b in combinations(sorted(leads), 2):
         beaten[_farther(a, b, leads)] += 1
     name = min(leads, key=lambda b: (beaten[b], fmean(leads[b].values()), b))
-    found = largest_shared(contests, winner, name)
-    assert found is not None
-    return Rival(winner, name, *found, shared=len(leads[name]))
+    largest = largest_shared(contests, winner, name)
+    assert largest is not None
+    return Rival(winner, name, *largest, shared=len(leads[name]))
 
 
-def missing_rival(contests: Sequence[Contest], rival: Rival, everywhere: Rival | None) -> str | None:
+def missing_rival(contests: Sequence[Contest], rival: Rival, overall: Rival | None) -> str | None:
     """Where the strongest rival of the whole place is not among those that were compared here, and why not."""
-    if everywhere is None or everywhere.name == rival.name:
+    if overall is None or overall.name == rival.name:
         return None
-    if any(c.pair(rival.winner, everywhere.name) for c in contests):
+    if any(c.pair(rival.winner, overall.name) for c in contests):
         return None
-    apart = any(everywhere.name == cell.record.backend for c in contests for cell in c.apart)
-    return f"{everywhere.name} was measured apart" if apart else f"{everywhere.name} did not run here"
+    apart = any(overall.name == cell.record.backend for c in contests for cell in c.apart)
+    return f"{overall.name} was measured apart" if apart else f"{overall.name} did not run here"
 
 
 def _farther(a: str, b: str, leads: dict[str, dict[str, float]]) -> str:

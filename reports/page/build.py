@@ -5,38 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 from benchmarks.harness.schema.axes import curve_axes
 from reports import words
-from reports.draw import figures
-from reports.draw.panel import Drawing, Picture, render
+from reports.draw import figures, history_figures, theme
+from reports.draw.figure import Drawing, Gallery, render
+from reports.draw.figures import PlaceResults
 from reports.find import analyse, curves
-from reports.find.analyse import Contest, Pair
-from reports.find.curves import Crossing
-from reports.find.history import History
+from reports.find.analyse import Contest
+from reports.find.history import History, Host
 from reports.find.regions import regions as regions_of
-from reports.marks import bold
-from reports.page import chronicle
-from reports.page.chronicle import Chronicle
-from reports.read.frame import to_frame
+from reports.markup import bold
 from reports.read.limits import machine_of
 from reports.read.load import Cell, Collection, Place, setting_labels
 from reports.say import answer, machine
-from reports.tables import chronicle_tables, profiles, right, summary, tables
+from reports.say import history as said_of_history
+from reports.tables import evidence, files, gates, profiles, summary
+from reports.tables import history as history_tables
 from reports.tables.profiles import Section
 from reports.tables.table import Table
 
-MANY_PAIRS = 400
 LONGEST_NAME = 180  # of a figure's file, without what is put behind it
-
-
-@dataclass(frozen=True)
-class Gallery:
-    title: str
-    note: str
-    pictures: list[Picture]
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class PlaceView:
     anchor: str
     headline: list[str]
     answer: Table
-    brief: Table  # the rows of the answer that tell most
+    brief: Table  # the rows of the answer that say most
     capacity: Table
     sure: list[str]
     galleries: list[Gallery]
@@ -60,20 +51,27 @@ class PlaceView:
 class HistoryView:
     """Everything said about what commits did."""
 
-    said: Chronicle
+    headline: list[str]
+    notices: list[str]
     galleries: list[Gallery]
+    tables: list[Table]
+    facts: list[tuple[Host, list[tuple[str, str]]]]
 
 
 @dataclass(frozen=True)
 class Report:
     title: str
     summary: str
-    names: list[str]
+    slots: dict[str, int]  # of every backend: its colour and marker
     places: list[PlaceView]
     notices: list[str]
     sources: list[str]
     profiles: Section
     history: HistoryView | None
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.slots)
 
     @property
     def galleries(self) -> list[Gallery]:
@@ -84,7 +82,36 @@ class Report:
     @property
     def tables(self) -> list[Table]:
         shown = [t for view in self.places for t in (view.answer, view.capacity, *view.tables)]
-        return [*shown, *self.profiles.tables, *(self.history.said.tables if self.history else ())]
+        return [*shown, *self.profiles.tables, *(self.history.tables if self.history else ())]
+
+
+class _Figures:
+    """Writes figures into a folder (none: only what is said of them), no two under one name."""
+
+    def __init__(self, folder: Path | None, slots: dict[str, int]) -> None:
+        self.folder, self.slots = folder and folder / "figures", slots
+        self.taken: set[str] = set()
+
+    def write(self, galleries: Sequence[Gallery]) -> list[Gallery]:
+        return [replace(g, drawings=[self._write(d) for d in g.drawings]) for g in galleries]
+
+    def _write(self, drawing: Drawing) -> Drawing:
+        """Under a name that is short enough for a file and that no other figure of the report has (two places may
+        differ in what a file's name cannot say)."""
+        stem = drawing.name[:LONGEST_NAME].rstrip("-")
+        name = next(n for i in count(1) if (n := stem if i == 1 else f"{stem}-{i}") not in self.taken)
+        self.taken.add(name)
+        if self.folder is None:
+            return replace(drawing, name=name)
+        self.folder.mkdir(exist_ok=True)
+        return render(replace(drawing, name=name), self.folder, self.slots)
+
+    def remove_others(self) -> None:
+        """Figures that an earlier call left in the folder would be taken for this report's."""
+        for path in self.folder.glob("*.[sp][vn]g") if self.folder else ():
+            name = path.stem.removesuffix("-dark")
+            if name not in self.taken and name.split("-")[0] in figures.KINDS:
+                path.unlink()
 
 
 def build(
@@ -92,128 +119,76 @@ def build(
     history: History | None = None,
 ) -> Report:  # fmt: skip
     """Analyse, write figures and tables into ``folder`` (none: only what is said), and collect what the page says."""
-    names = sorted({c.record.backend for c in collection.cells} | set(history.backends if history else ()))
-    labels = setting_labels(collection)
-    all_pairs = analyse.pairs(collection)
-    contests = analyse.contests(collection, all_pairs)
-    letters = [a.symbol for a in curve_axes()]
-    found = {axis: curves.curves(collection, axis) for axis in letters}
-    repeated = analyse.repeats(collection, all_pairs)
-    views: list[PlaceView] = []
-    taken: set[str] = set()
-    for i, place in enumerate(collection.places):
-        material = figures.Material(
-            place, [c for c in collection.current if c.place == place], [c for c in contests if c.place == place],
-            [p for p in all_pairs if p.place == place],
-            {axis: [c for c in drawn_from if c.place == place] for axis, drawn_from in found.items()}, labels, names,
-            [r for r in repeated if r.place == place],
-        )  # fmt: skip
-        ceilings = {held.said() for c in material.cells if (held := collection.machines.get(machine_of(c.record)))}
-        views.append(_view(material, f"m{i + 1}", folder, sorted(ceilings), taken))
-    told = _history(history, names, folder) if history is not None else None
+    slots = theme.slots({c.record.backend for c in collection.cells} | set(history.backends if history else ()))
+    drawn = _Figures(folder, slots)
+    pairs = analyse.pairs(collection)
+    places = [
+        _view(m, f"m{i}", drawn, collection) for i, m in enumerate(_results(collection, pairs), 1)
+    ]  # fmt: skip
+    history_view = _history_view(history, drawn) if history is not None else None
     sources = [*collection.sources, *(history.results.sources if history else ())]
-    said = "; ".join([*([_summary(collection)] if collection.cells else []), *([told.said.summary] if told else [])])
+    summaries = [*([_summary(collection)] if collection.cells else []),
+                 *([said_of_history.summary(history)] if history else [])]  # fmt: skip
     section = profiles.section(profile_files, folder, collection.machines)
-    report = Report(title, said, names, views, _notices(collection), sources, section, told)
     if folder is not None:
         if collection.cells:
-            to_frame(collection).to_csv(folder / "cells.csv", index=False)
-            tables.pair_frame(all_pairs).to_csv(folder / "pairs.csv", index=False)
-            _parquet(collection, folder / "cells.parquet")
+            files.write(collection, pairs, folder)
         if history is not None:
-            chronicle_tables.write(history, folder)
-        _sweep_out(folder / "figures", {p.name for g in report.galleries for p in g.pictures})
-    return report
+            files.write_history(history, folder)
+        drawn.remove_others()
+    return Report(title, "; ".join(summaries), slots, places, _notices(collection), sources, section, history_view)
 
 
-def _history(history: History, names: Sequence[str], folder: Path | None) -> HistoryView:
-    said = chronicle.chronicle(history, names)
-    pictures = iter(_pictures(_distinct([d for page in said.pages for d in page.drawings], set()), folder))
-    return HistoryView(said, [Gallery(p.title, p.note, list(islice(pictures, len(p.drawings)))) for p in said.pages])
+def _results(collection: Collection, pairs: Sequence[analyse.Pair]) -> list[PlaceResults]:
+    """What was found out, by place."""
+    labels = setting_labels(collection)
+    contests = analyse.contests(collection, pairs)
+    along = {a.symbol: curves.curves(collection, a.symbol) for a in curve_axes()}
+    repeats = analyse.repeats(collection, pairs)
+    return [
+        PlaceResults(
+            place, [c for c in collection.current if c.place == place], [c for c in contests if c.place == place],
+            [p for p in pairs if p.place == place],
+            {axis: [c for c in held if c.place == place] for axis, held in along.items()}, labels,
+            [r for r in repeats if r.place == place],
+        )
+        for place in collection.places
+    ]  # fmt: skip
 
 
-def _parquet(collection: Collection, path: Path) -> None:
-    """Parquet where pyarrow is installed; it is an extra."""
-    try:
-        import pyarrow  # noqa: F401
-    except ModuleNotFoundError:
-        return
-    to_frame(collection).to_parquet(path, index=False)
-
-
-def _sweep_out(drawn: Path, kept: set[str]) -> None:
-    """Figures that an earlier call left in the folder, of records that are gone, would be taken for this report's."""
-    for path in drawn.glob("*.[sp][vn]g"):
-        name = path.stem.removesuffix("-dark")
-        if name not in kept and name.split("-")[0] in figures.KINDS:
-            path.unlink()
-
-
-def _view(m: figures.Material, anchor: str, folder: Path | None, ceilings: Sequence[str], taken: set[str]) -> PlaceView:
-    sheets = figures.sheets(m)
-    pictures = iter(_pictures(_distinct([d for s in sheets for d in s.drawings], taken), folder))
-    galleries = [Gallery(s.title, s.note, list(islice(pictures, len(s.drawings)))) for s in sheets]
-    fitted = [f for axis in m.curves for c in m.curves[axis] for f in curves.fits(c)]
-    crossed = [x for axis in m.curves for c in m.curves[axis] for x in curves.crossings(c, m.pairs)]
-    limits = [x for c in m.curves["N"] for x in curves.capacities(c)]
-    held = [
-        _ratios(f"{anchor}-ratios", m.pairs, m.contests),
-        *([tables.repeats(f"{anchor}-repeats", m.repeats)] if m.repeats else []),
-        tables.exponents(f"{anchor}-exponents", fitted, m.labels),
-        tables.crossings(f"{anchor}-crossovers", _first_resolved(crossed), m.labels),
-        tables.starts(f"{anchor}-starts", m.cells),
-        tables.memory(f"{anchor}-memory", m.cells),
-        right.gates(f"{anchor}-gates", m.cells),
-        tables.unavailable(f"{anchor}-unavailable", m.cells),
-        tables.noise(f"{anchor}-noise", m.cells),
-    ]
-    regions = regions_of(m.contests)
-    return PlaceView(
-        m.place, anchor, answer.headline(m.place, m.contests, m.labels),
-        summary.answer(f"{anchor}-answer", regions, m.labels, m.contests),
-        summary.answer(f"{anchor}-brief", summary.telling(regions), m.labels, m.contests),
-        summary.fit_matrix(f"{anchor}-fit", limits, m.labels, m.names),
-        [*_sure(m), *ceilings], galleries, held, machine.facts(m.cells), _place_notices(m.cells, m.contests),
+def _history_view(h: History, drawn: _Figures) -> HistoryView:
+    return HistoryView(
+        said_of_history.headline(h), said_of_history.notices(h), drawn.write(history_figures.galleries(h)),
+        history_tables.tables(h), [(host, said_of_history.facts(h, host)) for host in h.hosts],
     )  # fmt: skip
 
 
-def _distinct(drawings: Sequence[Drawing], taken: set[str]) -> list[Drawing]:
-    """Names that are short enough for a file and that no other figure of the report has (two places may differ in what
-    a file's name cannot say)."""
-    out = []
-    for d in drawings:
-        stem = d.name[:LONGEST_NAME].rstrip("-")
-        name = next(n for i in count(1) if (n := stem if i == 1 else f"{stem}-{i}") not in taken)
-        taken.add(name)
-        out.append(replace(d, name=name))
-    return out
+def _view(m: PlaceResults, anchor: str, drawn: _Figures, collection: Collection) -> PlaceView:
+    every = [c for along in m.curves.values() for c in along]
+    ceilings = {held.said() for c in m.cells if (held := collection.machines.get(machine_of(c.record)))}
+    tables = [
+        evidence.ratios(f"{anchor}-ratios", m.pairs, m.contests),
+        *([evidence.repeats(f"{anchor}-repeats", m.repeats)] if m.repeats else []),
+        evidence.exponents(f"{anchor}-exponents", [f for c in every for f in curves.fits(c)], m.labels),
+        evidence.crossings(f"{anchor}-crossovers", [x for c in every for x in curves.crossings(c, m.pairs)], m.labels),
+        evidence.phases(f"{anchor}-starts", m.cells),
+        evidence.memory(f"{anchor}-memory", m.cells),
+        gates.gates(f"{anchor}-gates", m.cells),
+        evidence.unavailable(f"{anchor}-unavailable", m.cells),
+        evidence.noise(f"{anchor}-noise", m.cells),
+    ]
+    regions, capacities = regions_of(m.contests), [x for c in m.curves["N"] for x in curves.capacities(c)]
+    return PlaceView(
+        m.place, anchor, answer.headline(m.place, m.contests, m.labels),
+        summary.answer(f"{anchor}-answer", regions, m.labels, m.contests),
+        summary.answer(f"{anchor}-brief", summary.most_informative(regions), m.labels, m.contests),
+        summary.capacity(f"{anchor}-fit", capacities, m.labels, sorted(drawn.slots)),
+        [*_sure(m), *sorted(ceilings)], drawn.write(figures.galleries(m)), tables, machine.facts(m.cells),
+        _place_notices(m.cells, m.contests),
+    )  # fmt: skip
 
 
-def _pictures(drawings: Sequence[Drawing], folder: Path | None) -> list[Picture]:
-    if folder is None:
-        return [Picture(d.name, d.title, d.alt, "") for d in drawings]
-    (folder / "figures").mkdir(exist_ok=True)
-    return [render(d, folder / "figures") for d in drawings]
-
-
-def _first_resolved(found: Sequence[Crossing]) -> list[Crossing]:
-    return sorted(found, key=lambda c: not c.resolved)
-
-
-def _ratios(anchor: str, pairs: Sequence[Pair], contests: Sequence[Contest]) -> Table:
-    """All pairs; beyond MANY_PAIRS those with the winner, the rest being in pairs.csv."""
-    note = "Time of the slower over time of the faster, paired by block; Holm-adjusted over all pairs of this machine."
-    kept = list(pairs)
-    if len(kept) > MANY_PAIRS:
-        best = {c.problem.key: c.winner.record.backend for c in contests if c.ranked}
-        kept = [p for p in kept if best.get(p.problem.key) in (p.fast, p.slow)]
-        note += f" Shown: {len(kept):,} with the fastest; pairs.csv has all {len(pairs):,}."
-    kept.sort(key=lambda p: (analyse.problem_order(p.problem), p.fast, p.slow))
-    table = tables.ratios(anchor, kept)
-    return Table(table.anchor, table.title, table.columns, table.rows, note)
-
-
-def _sure(m: figures.Material) -> list[str]:
+def _sure(m: PlaceResults) -> list[str]:
     """How far the numbers of one place can be trusted, in sentences."""
     timings = [c.record.timing for c in m.cells if c.record.timing is not None]
     gated = [c.record.gate for c in m.cells if c.record.gate is not None]
@@ -249,7 +224,7 @@ def _sure(m: figures.Material) -> list[str]:
 
 
 def _place_notices(cells: Sequence[Cell], contests: Sequence[Contest]) -> list[str]:
-    out = tables.rank_note(contests)[:6]
+    out = evidence.rank_note(contests)[:6]
     codes = {c.record.provenance.code for c in cells}
     if len(codes) > 1:
         out.append(f"The cells were made by {len(codes)} different states of the code under one commit.")

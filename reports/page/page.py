@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports.draw import svg, theme
-from reports.marks import BOLD, CODE, as_markdown, code
+from reports.markup import BOLD, CODE, as_markdown, code
 from reports.page.build import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def mark_up(text: str, names: Sequence[str]) -> Markup:
-    """A sentence (:mod:`reports.marks`) as HTML: its marks, everything else escaped."""
+def mark_up(text: str, slots: Mapping[str, int]) -> Markup:
+    """A sentence (:mod:`reports.markup`) as HTML: its marks, everything else escaped."""
     out = html.escape(text, quote=False)
     out = re.sub(r"[\d.,]+× \([^)]+\)", r'<span class="nb">\g<0></span>', out)
     out = re.sub("{}(.*?){}".format(*BOLD), r"<strong>\1</strong>", out)
-    return Markup(re.sub("{}([^\x0f]*){}".format(*CODE), lambda m: chip(html.unescape(m[1]), names), out))
+    return Markup(re.sub("{}([^\x0f]*){}".format(*CODE), lambda m: chip(html.unescape(m[1]), slots), out))
 
 
-def chip(backend: str, names: Sequence[str]) -> Markup:
+def chip(backend: str, slots: Mapping[str, int]) -> Markup:
     """A backend's name behind its marker in its colour (see :func:`_markers`)."""
-    if backend not in names:
+    if backend not in slots:
         return Markup("<code>{}</code>").format(backend)
-    return Markup('<b class="k k{}">{}</b>').format(theme.slot(backend, names), backend)
+    return Markup('<b class="k k{}">{}</b>').format(slots[backend], backend)
 
 
 _SHAPES = {
@@ -51,12 +51,12 @@ _SHAPES = {
 }
 
 
-def _markers() -> str:
-    """The style of each colour slot's marker, the figures' shapes cut out of its colour, and of its bars."""
-    return "\n".join(
-        f".k{i}::before{{background:var(--b{i});clip-path:{_SHAPES[shape]}}}.p{i}{{background:var(--b{i})}}"
-        for i, (_, _, shape) in enumerate(theme.SLOTS)
-    )
+def _markers(slots: Mapping[str, int]) -> str:
+    """The style of each backend's marker, the figures' shapes cut out of its colour, and of the colours of bars."""
+    n = len(theme.COLOURS)
+    shapes = [f".k{i}::before{{background:var(--b{i % n});clip-path:{_SHAPES[theme.marker(i)]}}}"
+              for i in sorted(slots.values())]  # fmt: skip
+    return "\n".join([*shapes, *(f".p{i}{{background:var(--b{i})}}" for i in range(n))])
 
 
 def environment() -> Environment:
@@ -69,17 +69,17 @@ def environment() -> Environment:
 def write(report: Report, folder: Path) -> tuple[Path, Path]:
     """``index.html`` and ``report.md`` in ``folder``."""
     env = environment()
-    pictures = [p for g in report.galleries for p in g.pictures]
-    drawn, styles = svg.share_styles([p.inline for p in pictures])
-    inline = {p.name: Markup(text) for p, text in zip(pictures, drawn, strict=True)}
+    drawings = [d for g in report.galleries for d in g.drawings]
+    drawn, styles = svg.share_styles([d.inline for d in drawings])
+    inline = {d.name: Markup(text) for d, text in zip(drawings, drawn, strict=True)}
     css = "\n".join(
-        [_variables(), _markers(), styles, _alignment(report)]
+        [_variables(), _markers(report.slots), styles, _alignment(report)]
         + [(TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "profiles.css")]
     )
     page = env.get_template("page.html.j2").render(
         r=report, css=Markup(css), js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
-        say=lambda text: mark_up(text, report.names), chip=lambda b: chip(b, report.names),
-        svg=lambda picture: inline[picture.name],
+        say=lambda text: mark_up(text, report.slots), chip=lambda b: chip(b, report.slots),
+        svg=lambda drawing: inline[drawing.name],
     )  # fmt: skip
     html_path, md_path = folder / "index.html", folder / "report.md"
     html_path.write_text(page, encoding="utf-8")

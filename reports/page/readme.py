@@ -10,7 +10,7 @@ import html
 import re
 from pathlib import Path, PurePosixPath
 
-from reports.marks import as_markdown, bold, code
+from reports.markup import as_markdown, bold, code
 from reports.page.build import PlaceView, Report, build
 from reports.read.load import InputError, load
 from reports.tables.table import Td
@@ -31,12 +31,12 @@ def _place(view: PlaceView, folder: PurePosixPath) -> list[str]:
     place = view.place
     where = f"{bold(place.hardware)} ({place.machine}, {place.device}, commit {place.commit})"
     parts = [as_markdown(where + ": " + " ".join(view.headline[:2]))]
-    pictures = [p for g in view.galleries for p in g.pictures]
-    if pictures:
-        stem = f"{folder}/figures/{pictures[0].name}"
+    drawings = [d for g in view.galleries for d in g.drawings]
+    if drawings:
+        stem = f"{folder}/figures/{drawings[0].name}"
         parts.append(
             f'<picture><source media="(prefers-color-scheme: dark)" srcset="{stem}-dark.svg">'
-            f'<img alt="{html.escape(pictures[0].title)}" src="{stem}.svg" width="560"></picture>'
+            f'<img alt="{html.escape(drawings[0].title)}" src="{stem}.svg" width="560"></picture>'
         )
     if view.brief.rows:
         columns = view.brief.columns
@@ -83,9 +83,9 @@ def current(readme: Path) -> str:
 
 def expected(readme: Path) -> str | None:
     """The block as the records that it names give it today; ``None`` where it names none."""
-    found = SOURCE.search(current(readme))
-    if found is None:
+    command = SOURCE.search(current(readme))
+    if command is None:
         return None
-    records = [PurePosixPath(r) for r in found["records"].split()]
+    records = [PurePosixPath(r) for r in command["records"].split()]
     collection = load([readme.parent / r for r in records])
-    return block(build(collection, title="", folder=None), records, PurePosixPath(found["out"]), readme.name)
+    return block(build(collection, title="", folder=None), records, PurePosixPath(command["out"]), readme.name)

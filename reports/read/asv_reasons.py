@@ -18,14 +18,14 @@ def reasons(results_file: Path) -> dict[Key, str]:
     record has no reason to give: the report of the records themselves is where it is named.
     """
     beside = results_file.parent / "records" / results_file.stem
-    found: dict[Key, str | None] = {}
+    latest: dict[Key, str | None] = {}
     for end in (".jsonl", ".kernels.jsonl"):
         for fields in _lines(beside.with_name(beside.name + end)):
             key = _key(fields)
             if key is not None:
                 reason = fields.get("reason")
-                found[key] = reason if isinstance(reason, str) and reason else None
-    return {key: reason for key, reason in found.items() if reason is not None}
+                latest[key] = reason if isinstance(reason, str) and reason else None
+    return {key: reason for key, reason in latest.items() if reason is not None}
 
 
 def _lines(path: Path) -> Iterator[dict[str, object]]:

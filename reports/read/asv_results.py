@@ -218,12 +218,12 @@ def _of_benchmark(
         "source": source,
     }  # fmt: skip
     for cell, values, value, stats, samples in entries:
-        number, found = _value(value)
-        if found == NOT_AVAILABLE and asked is not None and cell not in asked:
+        number, kind = _value(value)
+        if kind == NOT_AVAILABLE and asked is not None and cell not in asked:
             continue
         stats = stats or {}
         yield shared | {
-            "cell": cell, "params": dict(zip(names, values, strict=True)), "value": number, "found": found,
+            "cell": cell, "params": dict(zip(names, values, strict=True)), "value": number, "found": kind,
             "status": asked.get(cell) if asked else None, "ci_low": _bound(stats.get("ci_99_a")),
             "ci_high": _bound(stats.get("ci_99_b")), "q25": _bound(stats.get("q_25")),
             "q75": _bound(stats.get("q_75")), "n_samples": stats.get("repeat"), "samples": samples,

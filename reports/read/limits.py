@@ -47,7 +47,7 @@ def machine_of(one: Record | Profile) -> Machine:
 class Recorded:
     """Every limit on record of one machine, with the dtype of its problem."""
 
-    found: tuple[tuple[str, Limit], ...]
+    limits: tuple[tuple[str, Limit], ...]
 
     def ceilings(self, dtype: str) -> Ceilings | None:
         """The largest of each; None where no product in ``dtype`` was measured."""
@@ -86,7 +86,7 @@ class Recorded:
         exponentials = self._exponentials()
         read = (
             ""
-            if any(one.read_bytes_per_s is not None for _, one in self.found)
+            if any(one.read_bytes_per_s is not None for _, one in self.limits)
             else " by copying, reading not recorded"
         )
         return (
@@ -96,10 +96,10 @@ class Recorded:
         )
 
     def _sizes(self) -> list[int]:
-        return sorted({one.working_set_bytes or _ALL_BYTES for _, one in self.found})
+        return sorted({one.working_set_bytes or _ALL_BYTES for _, one in self.limits})
 
     def _of_size(self, size: int) -> list[Limit]:
-        return [one for _, one in self.found if (one.working_set_bytes or _ALL_BYTES) == size]
+        return [one for _, one in self.limits if (one.working_set_bytes or _ALL_BYTES) == size]
 
     def _bandwidth(self, size: int) -> Bandwidth:
         ones = self._of_size(size)
@@ -110,14 +110,14 @@ class Recorded:
         return Bandwidth(max(rates), max(reads, default=None), max(copies, default=None), spread, size)
 
     def _flops(self, dtype: str) -> list[float]:
-        return [one.rate_flops_per_s for kind, one in self.found if kind == dtype]
+        return [one.rate_flops_per_s for kind, one in self.limits if kind == dtype]
 
     def _exponentials(self) -> list[float]:
-        return [one.rate_exponentials_per_s for _, one in self.found if one.rate_exponentials_per_s is not None]
+        return [one.rate_exponentials_per_s for _, one in self.limits if one.rate_exponentials_per_s is not None]
 
     def _spread(self, rates: Sequence[float], bound: str, ones: Sequence[Limit] | None = None) -> float | None:
         """The largest that a run found within itself, or how far the largest rate lies above the median one."""
-        ones = [one for _, one in self.found if one.bound == bound] if ones is None else ones
+        ones = [one for _, one in self.limits if one.bound == bound] if ones is None else ones
         known = [one.spread for one in ones if one.spread is not None]
         distinct = sorted(set(rates))
         if len(distinct) > 1:
@@ -130,10 +130,10 @@ def _range(rates: Sequence[float], scale: float, unit: str) -> str:
     return f"{high} {unit}" if low == high else f"{high} {unit} (from {low} in {len(set(rates))} measurements)"
 
 
-def recorded(found: Iterable[Record | Profile]) -> dict[Machine, Recorded]:
+def recorded(ones: Iterable[Record | Profile]) -> dict[Machine, Recorded]:
     """The limits of records and profiles, by machine."""
     limits: dict[Machine, list[tuple[str, Limit]]] = defaultdict(list)
-    for one in found:
+    for one in ones:
         if one.limit is not None:
             limits[machine_of(one)].append((one.problem.dtype, one.limit))
     return {machine: Recorded(tuple(held)) for machine, held in limits.items()}
@@ -160,10 +160,10 @@ def judged(one: Record, machines: dict[Machine, Recorded]) -> Record:
 
 def profiled(one: Profile, machines: dict[Machine, Recorded]) -> Profile:
     """The profile with the page's limit, and its rows as multiples of that floor."""
-    if one.breakdown is None or (found := on_this_page(one, one.breakdown.call_ms, machines)) is None:
+    if one.breakdown is None or (limit_here := on_this_page(one, one.breakdown.call_ms, machines)) is None:
         return one
     rows = [
-        row if row.floors is None else row.model_copy(update={"floors": row.ms / found.floor_ms})
+        row if row.floors is None else row.model_copy(update={"floors": row.ms / limit_here.floor_ms})
         for row in one.breakdown.rows
     ]
-    return one.model_copy(update={"limit": found, "breakdown": one.breakdown.model_copy(update={"rows": rows})})
+    return one.model_copy(update={"limit": limit_here, "breakdown": one.breakdown.model_copy(update={"rows": rows})})

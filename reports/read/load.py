@@ -143,11 +143,11 @@ def setting(p: Problem) -> Setting:
 def setting_labels(collection: Collection) -> dict[Setting, str]:
     """A label per setting, those that curves leave open too. A size of the model is named where it is not as usual, or
     settings of one level differ in it."""
-    found = {setting(c.record.problem) for c in collection.cells}
-    found |= {s.without(a.name) for s in found for a in curve_axes()}
+    settings = {setting(c.record.problem) for c in collection.cells}
+    settings |= {s.without(a.name) for s in settings for a in curve_axes()}
     out = {}
-    for s in found:
-        peers = [dict(o.extra) for o in found if o.level == s.level]
+    for s in settings:
+        peers = [dict(o.extra) for o in settings if o.level == s.level]
         differing = {k for k, v in s.extra if len({p[k] for p in peers if k in p}) > 1}
         rows = [(axis(k), v) for k, v in s.extra]
         sizes = [f"{a.symbol} = {v:,}" for a, v in rows if a.name in differing or v != a.usual(s.level)]
@@ -166,11 +166,11 @@ def load(paths: Sequence[Path], *, strict: bool = False) -> Collection:
     rejected: list[Rejected] = []
     for f in files:
         try:
-            for found in scan(f):
-                if isinstance(found, Record):
-                    records.append((Record.model_validate(cleaned(found.model_dump())), shown(f.name)))
+            for line in scan(f):
+                if isinstance(line, Record):
+                    records.append((Record.model_validate(cleaned(line.model_dump())), shown(f.name)))
                 else:
-                    rejected.append(Rejected(f.name, found.number, found.why, fault=found.kind != "unfinished"))
+                    rejected.append(Rejected(f.name, line.number, line.why, fault=line.kind != "unfinished"))
         except OSError as e:
             raise InputError(f"{f}: expected a readable file: {e.strerror}") from e
     faults = [r for r in rejected if r.fault]
@@ -189,35 +189,35 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
     seen: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*.jsonl") if f.name != PROFILES)
-            if not found:
+            files = sorted(f for f in path.rglob("*.jsonl") if f.name != PROFILES)
+            if not files:
                 raise InputError(f"{path}: expected a folder with .jsonl files in it, found none")
         elif path.is_file():
-            found = [path]
+            files = [path]
         else:
             raise InputError(f"{path}: expected a record file or a folder of them, found nothing there")
-        for f in found:
+        for f in files:
             if f.resolve() not in seen:
                 seen.add(f.resolve())
                 yield f
 
 
-def cleaned(found: object) -> object:
+def cleaned(data: object) -> object:
     """Nested data with every string fit to be shown, keys too: cleaned on its way in, it is so on every way out."""
-    if isinstance(found, str):
-        return shown(found) or (found and INSTEAD)
-    if isinstance(found, list):
-        return [cleaned(x) for x in found]
-    if isinstance(found, dict):
-        lines = {k: shown_lines(v) for k, v in found.items() if k == "error" and isinstance(v, str)}
-        return {cleaned(k): cleaned(v) for k, v in found.items()} | lines
-    return found
+    if isinstance(data, str):
+        return shown(data) or (data and INSTEAD)
+    if isinstance(data, list):
+        return [cleaned(x) for x in data]
+    if isinstance(data, dict):
+        lines = {k: shown_lines(v) for k, v in data.items() if k == "error" and isinstance(v, str)}
+        return {cleaned(k): cleaned(v) for k, v in data.items()} | lines
+    return data
 
 
 def _supersede(records: Sequence[tuple[Record, str]]) -> list[Cell]:
-    found = [(r, place_of(r.provenance, r.problem.device), source) for r, source in records]
-    distinct = told_apart(place for _, place, _ in found)
-    cells = [Cell(r, distinct[place], source) for r, place, source in found]
+    placed = [(r, place_of(r.provenance, r.problem.device), source) for r, source in records]
+    distinct = told_apart(place for _, place, _ in placed)
+    cells = [Cell(r, distinct[place], source) for r, place, source in placed]
     newest: dict[tuple[Place, str], int] = {}
     for i, c in enumerate(cells):
         key = (c.place, c.record.key)

@@ -61,29 +61,20 @@ def worst_error(r: Record, *, gradients: bool | None = None) -> float | None:
     """The largest relative error of the gate; of gradients only, of the rest only, or of both (None)."""
     if r.gate is None:
         return None
-    values = [
-        v
-        for k, v in [*r.gate.errors.items(), *r.gate.errors_after.items()]
-        if v is not None and (gradients is None or k.startswith("grad") == gradients)
-    ]
-    return max(values, default=None)
+    held = errors(r.gate).items()
+    return max((v for k, v in held if v is not None and gradients in (None, k.startswith("grad"))), default=None)
 
 
 def worst_slope(r: Record) -> float | None:
     """The slope of the gate that is farthest from 0, with its sign."""
-    return max(slopes(r.gate).values(), key=abs, default=None) if r.gate else None
+    return max((v for v in slopes(r.gate).values() if v is not None), key=abs, default=None) if r.gate else None
 
 
-def slopes(g: Gate) -> dict[str, float]:
+def slopes(g: Gate) -> dict[str, float | None]:
     """<x, ref> / <ref, ref> - 1 by tensor, before timing and of what the last timed call made."""
-    every = g.slopes | {after(k): v for k, v in g.slopes_after.items()}
-    return {k: v for k, v in every.items() if v is not None}
+    return g.slopes | {f"{k}, after timing": v for k, v in g.slopes_after.items()}
 
 
 def errors(g: Gate) -> dict[str, float | None]:
     """Error norms by tensor, before timing and of what the last timed call made."""
-    return g.errors | {after(k): v for k, v in g.errors_after.items()}
-
-
-def after(tensor: str) -> str:
-    return f"{tensor}, after timing"
+    return g.errors | {f"{k}, after timing": v for k, v in g.errors_after.items()}

@@ -1,6 +1,6 @@
 """The answer in plain words: which backend to use where, by how much, how sure, and what will fit.
 
-Sentences carry the marks of :mod:`reports.marks` only, so that the page and its Markdown twin share them.
+Sentences carry the marks of :mod:`reports.markup` only, so that the page and its Markdown twin share them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from reports import words
 from reports.find.analyse import Contest
-from reports.marks import bold, code
+from reports.markup import bold, code
 from reports.read.load import Place, Setting
 from reports.read.measured import has_two_times, time_words, wall_ms
 

@@ -73,13 +73,13 @@ def behaviour(cells: Sequence[Cell]) -> list[tuple[str, str]]:
 
 def throttling(cells: Sequence[Cell]) -> list[str]:
     """The reasons, other than idleness, for which the device held its clocks back while these cells were measured."""
-    found: set[str] = set()
+    reasons: set[str] = set()
     for cell in cells:
         for moment in MOMENTS:
             state = cell.record.provenance.environment.get(moment)
             if isinstance(state, dict) and state.get("throttle"):
-                found |= _reasons([state["throttle"]])
-    return sorted(found - HARMLESS)
+                reasons |= _reasons([state["throttle"]])
+    return sorted(reasons - HARMLESS)
 
 
 def _reasons(values: Iterable[object]) -> set[str]:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from benchmarks.harness.schema.place import Place, place_of, told_apart
 from benchmarks.harness.schema.problem import Problem
-from benchmarks.harness.schema.profile import PROFILES, Breakdown, Counters, Profile, Row, scan_profiles
+from benchmarks.harness.schema.profile import PROFILES, Breakdown, Counters, Profile, scan_profiles
 from benchmarks.harness.schema.shown import shown
 from reports import words
-from reports.marks import code
+from reports.markup import code
 from reports.read import limits
 from reports.read.load import MODE_WORDS, SHORT_DTYPE, cleaned
-from reports.tables.table import Column, Table, num, text
+from reports.tables.table import Column, Table, num, tabulate, text
 
-# A slot of the page's palette for each kind of work; what is not named shares the last. Idle time is hatched instead.
-_SLOTS = {
+# A colour of the page's palette for each kind of work; what is not named has the first. Idle time is hatched instead.
+_COLOURS = {
     "fused kernel": 5, "own code": 5, "attention library": 3, "compiled code": 4, "matrix products": 2,
     "normalisation": 8, "softmax": 6, "gather and scatter": 1, "copies and fills": 7, "reductions": 10,
     "elementwise": 12,
@@ -31,11 +31,11 @@ _DISTORTED = 1.5  # on a CPU
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a bar; ``slot`` None is time in which nothing of torch's ran."""
+    """A piece of a bar; ``colour`` None is time in which nothing of torch's ran."""
 
     kind: str
     percent: float
-    slot: int | None
+    colour: int | None
     label: str
     name: str
 
@@ -85,9 +85,9 @@ def split(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             continue
         records.append(path)
         beside = sorted(path.rglob(PROFILES)) if path.is_dir() else [path.parent / PROFILES]
-        for found in beside:
-            if found.is_file():
-                files.setdefault(found.resolve())
+        for file in beside:
+            if file.is_file():
+                files.setdefault(file.resolve())
     return records, list(files)
 
 
@@ -99,14 +99,14 @@ def section(
     newest: dict[tuple[Place, str], tuple[Profile, Path]] = {}
     notices = []
     for path in files:
-        for found in scan_profiles(path):
-            if isinstance(found, str):
-                notices.append(f"Left out: {shown(found)}.")
+        for one in scan_profiles(path):
+            if isinstance(one, str):
+                notices.append(f"Left out: {shown(one)}.")
                 continue
-            found = Profile.model_validate(cleaned(found.model_dump()))
-            key = (place_of(found.provenance, found.problem.device), found.key)
-            if key not in newest or found.provenance.utc >= newest[key][0].provenance.utc:
-                newest[key] = (found, path.parent)
+            one = Profile.model_validate(cleaned(one.model_dump()))
+            key = (place_of(one.provenance, one.problem.device), one.key)
+            if key not in newest or one.provenance.utc >= newest[key][0].provenance.utc:
+                newest[key] = (one, path.parent)
     places: dict[Place, list[tuple[Profile, Path]]] = {}
     for (place, _), (profile, folder) in newest.items():
         places.setdefault(place, []).append((limits.profiled(profile, machines or {}), folder))
@@ -117,9 +117,9 @@ def section(
     return Section(charts, _kinds([one for one, _ in newest.values()]), notices)
 
 
-def _charts(found: list[tuple[Profile, Path]], out: Path | None, numbers: Iterator[int]) -> list[Chart]:
+def _charts(profiles: list[tuple[Profile, Path]], out: Path | None, numbers: Iterator[int]) -> list[Chart]:
     problems: dict[str, list[tuple[Profile, Path]]] = {}
-    for one in sorted(found, key=lambda pair: _order(pair[0].problem)):
+    for one in sorted(profiles, key=lambda pair: _order(pair[0].problem)):
         problems.setdefault(one[0].problem.key, []).append(one)
     charts = []
     for group in problems.values():
@@ -127,26 +127,17 @@ def _charts(found: list[tuple[Profile, Path]], out: Path | None, numbers: Iterat
             ((b, one, folder) for one, folder in group if (b := one.breakdown) is not None),
             key=lambda item: item[0].call_ms,
         )
-        charts.append(
-            Chart(
-                _title(group[0][0].problem),
-                [_bar(b, one, _link(one, folder, out), next(numbers)) for b, one, folder in timed],
-                [
-                    f"{code(one.backend)} has no profile: {one.status}, {one.reason}"
-                    for one, _ in group
-                    if not one.breakdown
-                ],
-            )
-        )
+        bars = [_bar(b, one, _link(one, folder, out), next(numbers)) for b, one, folder in timed]
+        failed = [f"{code(one.backend)} has no profile: {one.status}, {one.reason}"
+                  for one, _ in group if not one.breakdown]  # fmt: skip
+        p = group[0][0].problem
+        title = f"{p.level}, {MODE_WORDS[p.mode]}, {SHORT_DTYPE[p.dtype]}, {words.all_sizes(p)}"
+        charts.append(Chart(title, bars, failed))
     return charts
 
 
 def _order(p: Problem) -> tuple[str, str, int, str]:
     return p.level, p.dtype, p.n_atom, p.mode
-
-
-def _title(p: Problem) -> str:
-    return f"{p.level}, {MODE_WORDS[p.mode]}, {SHORT_DTYPE[p.dtype]}, {words.all_sizes(p)}"
 
 
 def _link(one: Profile, folder: Path, out: Path | None) -> str | None:
@@ -175,14 +166,14 @@ def _segments(b: Breakdown) -> list[Segment]:
 
 def _segment(kind: str, share: float) -> Segment:
     label = f"{100 * share:.0f}%" if share >= _LABELLED else ""
-    slot = None if kind in _IDLE else _SLOTS.get(kind, _OTHER)
-    return Segment(kind, round(100 * share, 2), slot, label, kind if share >= _NAMED else "")
+    colour = None if kind in _IDLE else _COLOURS.get(kind, _OTHER)
+    return Segment(kind, round(100 * share, 2), colour, label, kind if share >= _NAMED else "")
 
 
-def _kinds(found: Sequence[Profile]) -> list[Segment]:
+def _kinds(profiles: Sequence[Profile]) -> list[Segment]:
     """The legend: every kind that a bar shows, in one order."""
-    present = {s.kind for one in found if one.breakdown for s in _segments(one.breakdown)}
-    order = [*_SLOTS, "other", *_IDLE]
+    present = {s.kind for one in profiles if one.breakdown for s in _segments(one.breakdown)}
+    order = [*_COLOURS, "other", *_IDLE]
     return [_segment(kind, 0.0) for kind in sorted(present, key=lambda k: order.index(k) if k in order else len(order))]
 
 
@@ -220,18 +211,15 @@ def _counted(c: Counters) -> str:
 
 
 def _table(b: Breakdown, one: Profile, number: int) -> Table:
-    columns = (
-        Column("kernel or operator"), Column("kind"), Column("per call", True, "launches"), Column("time", True),
-        Column("share", True), Column("× floor", True, "its time over the whole operation's floor"),
-    )  # fmt: skip
+    columns = [
+        Column("kernel or operator", lambda r: text(r.short, r.name if r.name != r.short else None)),
+        Column("kind", lambda r: text(r.kind, r.op)),
+        Column("per call", lambda r: num(r.launches, "{:.3g}".format), True, "launches"),
+        Column("time", lambda r: num(r.ms, words.time), True),
+        Column("share", lambda r: num(r.share, words.percent), True),
+        Column("× floor", lambda r: num(r.floors, words.two_digits, "the machine's limits were not measured"), True,
+               "its time over the whole operation's floor"),
+    ]  # fmt: skip
     more = f" {b.rows_left_out} shorter ones are left out." if b.rows_left_out else ""
     note = f"Mean of {b.calls} calls; {words.time(b.wall_ms)} a call under the profiler.{more}"
-    return Table(f"profile-{number}", f"{one.backend}: kernels and operators", columns, [_row(r) for r in b.rows], note)
-
-
-def _row(r: Row) -> list:
-    return [
-        text(r.short, r.name if r.name != r.short else None), text(r.kind, r.op), num(r.launches, f"{r.launches:.3g}"),
-        num(r.ms, words.time(r.ms)), num(r.share, words.percent(r.share)),
-        num(r.floors, words.number(r.floors or 0, 2), "the machine's limits were not measured"),
-    ]  # fmt: skip
+    return tabulate(f"profile-{number}", f"{one.backend}: kernels and operators", columns, b.rows, note)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from benchmarks.harness.schema.axes import Axis, of_role, unusual_in
 from benchmarks.harness.schema.problem import Problem
@@ -27,7 +28,10 @@ class Td:
 
 @dataclass(frozen=True)
 class Column:
+    """A heading, and the entry that an item has below it."""
+
     label: str
+    entry: Callable[[Any], Td]
     numeric: bool = False
     tip: str = ""
 
@@ -36,10 +40,17 @@ class Column:
 class Table:
     anchor: str
     title: str
-    columns: tuple[Column, ...]
-    rows: list[list[Td]] = field(default_factory=list)
+    columns: Sequence[Column]
+    rows: list[list[Td]]
     note: str = ""
     cards: bool = False  # rows become cards on narrow screens
+
+
+def tabulate(
+    anchor: str, title: str, columns: Sequence[Column], items: Iterable[Any], note: str = "", *, cards: bool = False
+) -> Table:
+    """A row an item."""
+    return Table(anchor, title, columns, [[c.entry(item) for c in columns] for item in items], note, cards)
 
 
 def text(value: str, tip: str | None = None) -> Td:
@@ -72,33 +83,41 @@ def without_unrecorded(table: Table) -> Table:
     kept = [i for i in range(len(table.columns)) if i not in empty]
     names = ", ".join(table.columns[i].label for i in empty)
     return replace(
-        table, columns=tuple(table.columns[i] for i in kept), rows=[[row[i] for i in kept] for row in table.rows],
+        table, columns=[table.columns[i] for i in kept], rows=[[row[i] for i in kept] for row in table.rows],
         note=f"{table.note} Not recorded by any of these: {names}.".strip(),
     )  # fmt: skip
 
 
-def num(value: float | None, shown: str, why: str = "not recorded", tip: str | None = None) -> Td:
-    return missing(why) if value is None else Td(shown, value, tip, kind="num")
+def num(
+    value: float | None, show: Callable[[Any], str], why: str = "not recorded", tip: str | None = None, detail: str = ""
+) -> Td:
+    """A number as ``show`` spells it, or why there is none."""
+    return missing(why) if value is None else Td(show(value), value, tip, kind="num", detail=detail)
+
+
+def whole(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def verdict(value: str) -> Td:
     return Td(value, value, kind=f"v-{value}")
 
 
-def problem_columns(problems: Iterable[Problem]) -> tuple[tuple[Column, ...], Callable[[Problem], list[Td]]]:
-    """The columns that say which problem a row is of, and the row's entries in them: always its sizes, and those of the
-    model that are not as usual in some row."""
-    more = unusual_in(problems)
-    numbers = [*of_role("size"), *more]
-    columns = (Column("problem"), Column("workload"), *(Column(a.symbol, True) for a in numbers))
+def problem_columns(problem_of: Callable[[Any], Problem], items: Iterable[Any]) -> list[Column]:
+    """What was measured, of items that have a problem: always its sizes, and those of the model that are not as usual
+    for some item."""
 
-    def cells(p: Problem) -> list[Td]:
-        source = f"{p.workload}, {p.atoms}" + (", blocks" if p.window_style == "blocks" else "")
-        shown = [num(a.value(p), f"{a.value(p):,}", tip=_cap(a, p)) for a in numbers]
-        return [text(f"{p.level} {p.mode} {SHORT_DTYPE[p.dtype]}"), text(source), *shown]
+    def of(entry: Callable[[Problem], Td]) -> Callable[[Any], Td]:
+        return lambda item: entry(problem_of(item))
 
-    return columns, cells
+    def source(p: Problem) -> str:
+        return f"{p.workload}, {p.atoms}" + (", blocks" if p.window_style == "blocks" else "")
 
+    def number(a: Axis) -> Callable[[Problem], Td]:
+        return lambda p: num(a.value(p), whole, tip="capped" if a.size and getattr(p, a.name) is not None else None)
 
-def _cap(axis: Axis, p: Problem) -> str | None:
-    return "capped" if axis.size and getattr(p, axis.name) is not None else None
+    return [
+        Column("problem", of(lambda p: text(f"{p.level} {p.mode} {SHORT_DTYPE[p.dtype]}"))),
+        Column("workload", of(lambda p: text(source(p)))),
+        *(Column(a.symbol, of(number(a)), True) for a in (*of_role("size"), *unusual_in(map(problem_of, items)))),
+    ]

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from reports.draw.panel import DASHES, WIDTH_IN, Drawing, Heading, Legend, render
-from reports.draw.theme import SLOTS, Theme
+from reports.draw.figure import DASHES, Drawing, Frame, render
+from reports.draw.theme import Theme
 
 POWER = {
     "cpu": "two arms, stopped by the clock's rule; margin 3%",
@@ -22,7 +21,7 @@ POWER = {
     "regress, 6 rounds": "six rounds of 8 blocks; margin 5%",
 }
 WHERE = {"cpu": "on a CPU", "cuda": "on a GPU", "regress, 6 rounds": "between commits"}
-STYLES = {"calm": 3, "swaying": 2, "bursty": 1, "1% luck": 3, "2% luck": 2, "5% luck": 1}  # slots of the theme
+STYLES = {"calm": 3, "swaying": 2, "bursty": 1, "1% luck": 3, "2% luck": 2, "5% luck": 1}  # their slots in the theme
 CLAIMED = 0.025
 BAND = (0.93, 0.97)
 LEFT = 0.88
@@ -37,12 +36,12 @@ def draw(folder: Path) -> None:
         title = f"Slowdowns found {WHERE[protocol]}"
         worst = max(shares(rows[rows.difference == rows.margin]).max(), 0)
         alt = f"Simulated runs called slower against the true slowdown, a line a machine; at the margin {worst:.1%}."
-        render(Drawing(name, title, alt, partial(_power, Heading(title, f"Simulated: {how}"), rows)), folder)
+        render(Drawing(name, title, alt, partial(_power, title, f"Simulated: {how}", rows)), folder, STYLES)
     found = cover_of(verdicts, cover)
     title = "How often the 95% intervals hold the truth"
     alt = f"From {found.share.min():.1%} to {found.share.max():.1%} over all kinds of interval and machines."
-    heading = Heading(title, "Simulated, a mark a machine; shaded: 93 to 97%")
-    render(Drawing("cover", title, alt, partial(_cover, heading, found)), folder)
+    how = "Simulated, a mark a machine; shaded: 93 to 97%"
+    render(Drawing("cover", title, alt, partial(_cover, title, how, found)), folder, STYLES)
 
 
 def shares(rows: pd.DataFrame) -> pd.Series:
@@ -64,31 +63,23 @@ def cover_of(verdicts: pd.DataFrame, cover: pd.DataFrame) -> pd.DataFrame:
     return both.assign(share=both.covered / both.trials)
 
 
-def _frame(heading: Heading, legend: Legend, inches: float, left: float) -> tuple[Figure, Axes, float]:
-    height = heading.inches + inches + 0.55 + legend.inches
-    figure = Figure(figsize=(WIDTH_IN, height))
-    bottom = (0.5 + legend.inches) / height
-    ax = figure.add_axes((left / WIDTH_IN, bottom, (WIDTH_IN - left - 0.2) / WIDTH_IN, inches / height))
-    return figure, ax, height
-
-
-def _power(heading: Heading, rows: pd.DataFrame, t: Theme) -> Figure:
+def _power(title: str, subtitle: str, rows: pd.DataFrame, t: Theme) -> Figure:
     margin = float(rows.margin.iloc[0])
     handles = [_line(name, t) for name in rows.machine.unique()]
     if (rows.slower_by_margin_alone != rows.slower).any():
         handles.append(Line2D([], [], color=t.role("soft"), linestyle=DASHES, label="margin alone"))
     handles.append(Patch(facecolor=t.role("band"), label="does not matter"))
-    legend = Legend([str(h.get_label()) for h in handles])
-    figure, ax, height = _frame(heading, legend, 2.6, 0.7)
+    frame = Frame(title, subtitle, handles, t, plot_in=2.6, left_in=0.7)
+    ax = frame.axes(0, 2.6)
     ax.axvspan(0, 100 * margin, color=t.role("band"), lw=0)
     ax.axhline(CLAIMED, color=t.role("alarm"), lw=0.8)
     ax.annotate("2.5%", (20, CLAIMED), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8,
                 color=t.role("alarm"))  # fmt: skip
     for name, one in rows.groupby("machine", sort=False):
-        x, color = 100 * one.difference, SLOTS[STYLES[str(name)]][t.dark]
+        x, color = 100 * one.difference, t.colour(str(name))
         if (one.slower_by_margin_alone != one.slower).any():
             ax.plot(x, one.slower_by_margin_alone / one.trials, color=color, linestyle=DASHES, lw=1)
-        ax.plot(x, shares(one), color=color, marker=SLOTS[STYLES[str(name)]][2], markeredgecolor=t.role("ground"))
+        ax.plot(x, shares(one), color=color, marker=t.marker(str(name)), markeredgecolor=t.role("ground"))
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     ax.set_xlim(0, 20.5)
     ax.set_ylim(-0.02, 1.04)
@@ -97,22 +88,21 @@ def _power(heading: Heading, rows: pd.DataFrame, t: Theme) -> Figure:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f}%"))
     ax.set_xlabel("true slowdown (square-root scale)")
     ax.set_ylabel("runs that say slower")
-    heading.draw(figure, height, t)
-    legend.draw(figure, handles)
-    return figure
+    return frame.figure
 
 
-def _cover(heading: Heading, found: pd.DataFrame, t: Theme) -> Figure:
+def _cover(title: str, subtitle: str, found: pd.DataFrame, t: Theme) -> Figure:
     labels = list(dict.fromkeys(found.label))
     handles = [_line(name, t, linestyle="none") for name in dict.fromkeys(found.machine)]
-    legend = Legend([str(h.get_label()) for h in handles])
-    figure, ax, height = _frame(heading, legend, 0.19 * len(labels), 1.75)
+    plot_in = 0.19 * len(labels)
+    frame = Frame(title, subtitle, handles, t, plot_in=plot_in, left_in=1.75)
+    ax = frame.axes(0, plot_in)
     ax.axvspan(*BAND, color=t.role("band"), lw=0)
     ax.axvline(0.95, color=t.role("rule"), lw=0.8)
     for name, one in found.groupby("machine", sort=False):
         spread = 2 * np.sqrt(one.share * (1 - one.share) / one.trials)
         y = np.array([labels.index(label) for label in one.label])
-        color, marker = SLOTS[STYLES[str(name)]][t.dark], SLOTS[STYLES[str(name)]][2]
+        color, marker = t.colour(str(name)), t.marker(str(name))
         left = np.maximum(one.share - spread, LEFT)
         shown = (one.share > LEFT).to_numpy()
         ax.hlines(y[shown], left[shown], (one.share + spread)[shown], color=color, lw=1)
@@ -125,12 +115,9 @@ def _cover(heading: Heading, found: pd.DataFrame, t: Theme) -> Figure:
     ax.set_xlim(LEFT, 1.0)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f}%"))
     ax.set_xlabel("intervals that hold the truth (bars: two standard errors)")
-    heading.draw(figure, height, t)
-    legend.draw(figure, handles)
-    return figure
+    return frame.figure
 
 
 def _line(name: str, t: Theme, *, linestyle: str = "-") -> Line2D:
-    slot = SLOTS[STYLES[name]]
-    return Line2D([], [], color=slot[t.dark], marker=slot[2], linestyle=linestyle, label=name,
+    return Line2D([], [], color=t.colour(name), marker=t.marker(name), linestyle=linestyle, label=name,
                   markeredgecolor=t.role("ground"))  # fmt: skip

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,8 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from benchmarks.harness.schema.axes import curve_axes
 from reports import words
-from reports.draw import theme
-from reports.draw.panel import DASHES, DOTS, WIDTH_IN, Drawing, Heading, Legend, backend_handle
+from reports.draw.figure import DASHES, DOTS, Drawing, Frame, backend_handle
 from reports.draw.theme import Theme
 from reports.find.curves import Curve, is_predicted
 from reports.read.load import Cell
@@ -27,7 +25,7 @@ from reports.read.measured import has_two_times, time_words, wall_ms
 
 STATUS_CODES = {"oom": "oom", "unsupported": "n/a", "timeout": "time", "crashed": "crash", "wrong": "wrong",
                 "impossible": "no!"}  # fmt: skip
-LEFT_IN, RIGHT_IN, PLOT_IN, FOOT_IN, STRIP_IN, GAP_IN = 0.80, 0.22, 2.75, 0.52, 0.2, 0.08
+LEFT_IN, PLOT_IN, STRIP_IN, GAP_IN = 0.80, 2.75, 0.2, 0.08
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,12 @@ def _percent(cell: Cell) -> float | None:
     return cell.record.limit.percent or None if cell.record.limit else None
 
 
-def _time_told(cell: Cell) -> str:
-    return time_words(cell.record)
-
-
 def axis_words(letter: str) -> str:
     """``window W (residues)``"""
     return next(f"{a.title} ({a.unit})" if a.unit else a.title for a in curve_axes() if a.symbol == letter)
 
 
-TIME = Quantity("time per call", _median_ms, words.time, _bounds_ms, _time_told)
+TIME = Quantity("time per call", _median_ms, words.time, _bounds_ms, lambda cell: time_words(cell.record))
 MEMORY = Quantity("peak above the inputs", _peak_bytes, words.size)
 LIMIT = Quantity("% of the machine's limit", _percent, words.of_hundred)
 
@@ -84,16 +78,12 @@ class CurvePlot:
 
     curve: Curve
     quantity: Quantity
-    names: Sequence[str]  # all backends of the page, for stable colours
 
     @property
     def series(self) -> dict[str, list[tuple[float, float, Cell]]]:
-        out = {}
-        for backend, points in self.curve.points.items():
-            kept = [(x, y, c) for x, c in points if (y := self.quantity.value(c)) is not None]
-            if kept:
-                out[backend] = kept
-        return out
+        value = self.quantity.value
+        kept = {b: [(x, y, c) for x, c in pts if (y := value(c)) is not None] for b, pts in self.curve.points.items()}
+        return {b: points for b, points in kept.items() if points}
 
     @property
     def failures(self) -> dict[str, list[tuple[float, Cell]]]:
@@ -105,7 +95,7 @@ class CurvePlot:
             f"pt|{b}": [f"{b}, {self._at(x, c)}: {self._told(y, c)}" for x, y, c in points]
             for b, points in self.series.items()
         }
-        return Drawing(name, title, self._alt(), partial(self._draw, Heading(title, subtitle)), tips)
+        return Drawing(name, title, self._alt(), partial(self._draw, title, subtitle), tips)
 
     def _told(self, y: float, cell: Cell) -> str:
         return self.quantity.told(cell) if self.quantity.told else self.quantity.text(y)
@@ -115,11 +105,11 @@ class CurvePlot:
         """Wall times, where the figure is of times and the device's time is another."""
         if self.quantity != TIME:
             return {}
-        found = {
+        walls = {
             b: [(x, w) for x, _, c in points if has_two_times(c.record) and (w := wall_ms(c.record))]
             for b, points in self.series.items()
         }
-        return {b: points for b, points in found.items() if points}
+        return {b: points for b, points in walls.items() if points}
 
     def _at(self, x: float, cell: Cell) -> str:
         name = cell.record.problem.workload
@@ -138,38 +128,29 @@ class CurvePlot:
             parts.append(f"{b} has no value at " + ", ".join(f"{x:,.0f} ({c.status})" for x, c in failed))
         return ". ".join(parts) + "."
 
-    def _draw(self, heading: Heading, t: Theme) -> Figure:
+    def _draw(self, title: str, subtitle: str, t: Theme) -> Figure:
         series, failures = self.series, self.failures
-        handles = self._handles(series, t)
-        legend = Legend([str(h.get_label()) for h in handles])
-        strip_in = STRIP_IN * len(failures) + (GAP_IN if failures else 0)
-        foot_in = FOOT_IN + legend.inches
-        height = heading.inches + strip_in + PLOT_IN + foot_in
-        figure = plt.figure(figsize=(WIDTH_IN, height))
-        left, width = LEFT_IN / WIDTH_IN, (WIDTH_IN - LEFT_IN - RIGHT_IN) / WIDTH_IN
-        ax = figure.add_axes((left, foot_in / height, width, PLOT_IN / height))
+        strip_in = STRIP_IN * len(failures)
+        plot_in = PLOT_IN + (strip_in + GAP_IN if failures else 0)
+        frame = Frame(title, subtitle, self._handles(series, t), t, plot_in=plot_in, left_in=LEFT_IN)
+        ax = frame.axes(0, PLOT_IN)
         if self.quantity == MEMORY:
             self._memory_references(ax, series, t)
         for backend, points in self.walls.items():
-            colour = t.backend(backend, self.names)
-            ax.plot([x for x, _ in points], [y for _, y in points], color=colour, linewidth=1, linestyle=DASHES)
+            ax.plot(*zip(*points, strict=True), color=t.colour(backend), linewidth=1, linestyle=DASHES)
         for backend, points in series.items():
             self._line(ax, backend, points, t, ended=any(x > points[-1][0] for x, _ in failures.get(backend, ())))
         if self.quantity == LIMIT:
             ax.axhline(100, color=t.role("alarm"), linewidth=1, linestyle=DASHES)
         self._log_axes(ax)
         if failures:
-            bottom = (foot_in + PLOT_IN + GAP_IN) / height
-            strip = figure.add_axes((left, bottom, width, STRIP_IN * len(failures) / height))
-            self._failure_strip(strip, ax, failures, t)
-        heading.draw(figure, height, t)
-        legend.draw(figure, handles)
-        return figure
+            self._failure_strip(frame.axes(PLOT_IN + GAP_IN, strip_in), ax, failures, t)
+        return frame.figure
 
     def _handles(self, series: dict[str, list[tuple[float, float, Cell]]], t: Theme) -> list[Line2D]:
         """Legend entries in the order of the lines at their right ends."""
         ordered = sorted(series, key=lambda b: -series[b][-1][1])
-        handles = [backend_handle(b, t, self.names, line=True) for b in ordered]
+        handles = [backend_handle(b, t, line=True) for b in ordered]
         if self.walls:
             soft = t.role("soft")
             handles.append(Line2D([], [], color=soft, linewidth=1, linestyle=DASHES, label="wall time"))
@@ -181,16 +162,14 @@ class CurvePlot:
     def _line(
         self, ax: Axes, backend: str, points: Sequence[tuple[float, float, Cell]], t: Theme, *, ended: bool
     ) -> None:
-        colour, shape = t.backend(backend, self.names), theme.marker(backend, self.names)
+        colour, shape = t.colour(backend), t.marker(backend)
         read = self.quantity.bounds
-        bounds = [(x, b) for x, _, c in points if read is not None and (b := read(c)) is not None]
+        bounds = [(x, *b) for x, _, c in points if read is not None and (b := read(c)) is not None]
         if bounds:
-            low, high = [b[0] for _, b in bounds], [b[1] for _, b in bounds]
-            ax.vlines([x for x, _ in bounds], low, high, color=colour, linewidth=4, alpha=0.35)
+            ax.vlines(*zip(*bounds, strict=True), color=colour, linewidth=4, alpha=0.35)
         x, y = [p[0] for p in points], [p[1] for p in points]
-        edge = t.role("ground")
-        size = theme.marker_size(backend, self.names)
-        ax.plot(x, y, color=colour, marker=shape, ms=size, mec=edge, mew=0.6, gid=f"pt|{backend}", zorder=3)
+        ax.plot(x, y, color=colour, marker=shape, ms=t.marker_points(backend), mec=t.role("ground"), mew=0.6,
+                gid=f"pt|{backend}", zorder=3)  # fmt: skip
         if ended:
             ax.plot(x[-1], y[-1], marker="o", markersize=11, mfc="none", mec=colour, mew=1.1, zorder=2)
 
@@ -201,8 +180,8 @@ class CurvePlot:
         ax.plot([x for x, _ in drawn], [b for _, b in drawn], color=t.role("ink"), linewidth=1, linestyle=DASHES)
         for backend, points in series.items():
             model = [(x, b) for x, _, c in points if (b := _model_bytes(c)) is not None]
-            colour = t.backend(backend, self.names)
-            ax.plot([x for x, _ in model], [b for _, b in model], color=colour, linewidth=1.1, linestyle=DOTS)
+            if model:
+                ax.plot(*zip(*model, strict=True), color=t.colour(backend), linewidth=1.1, linestyle=DOTS)
 
     def _log_axes(self, ax: Axes) -> None:
         xs = self.curve.xs
@@ -232,10 +211,9 @@ class CurvePlot:
         strip.spines[:].set_visible(False)
         across = strip.get_yaxis_transform()
         for row, (backend, cells) in enumerate(failures.items()):
-            colour = t.backend(backend, self.names)
+            colour = t.colour(backend)
             strip.axhspan(row - 0.42, row + 0.42, color=t.role("grid"), alpha=0.55, linewidth=0)
-            shape = theme.marker(backend, self.names)
-            strip.plot([-0.025], [row], marker=shape, color=colour, clip_on=False, transform=across)
+            strip.plot([-0.025], [row], marker=t.marker(backend), color=colour, clip_on=False, transform=across)
             statuses = {c.status for _, c in cells}
             if len(cells) == len(self.curve.points[backend]) and len(statuses) == 1:
                 said = f"{backend}: {statuses.pop()} at every size"
