@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-    from pallatom.architecture.atom_transformers import AtomTransformerBlock
+    from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
 
 Mode = Literal["fwd", "fwdbwd"]
 
@@ -79,7 +79,9 @@ class Backend:
     ``everyday``: quick enough to be measured in a block, a stack and an encoder at every commit.
     ``tuning_ms``: what tuning, where it was asked for, has taken in this process so far; a first call that tunes is
     timed without it. ``path(block, Q, K, V, p, neighbor_idx, valid_mask)``: which of its algorithms such a call takes,
-    in a word or a phrase; None where it has one (see :func:`variants.path`).
+    in a word or a phrase; None where it has one (see :func:`variants.path`). ``encoder``, ``decoder``: subclasses that
+    override ``_pairs`` and no more; None where the layer makes the pairs. They read weights, so the children that
+    these belong to must be plain (see ``_require``).
     """
 
     block: type[AtomTransformerBlock]
@@ -98,3 +100,5 @@ class Backend:
     probe: Callable[[str], list[str]] | None = None
     tuning_ms: Callable[[], float] | None = None
     path: Callable[..., str] | None = None
+    encoder: type[AtomFeatureEncoder] | None = None
+    decoder: type[AtomAttentionDecoder] | None = None

@@ -6,7 +6,7 @@ import copy
 import functools
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._backend import Backend, UnsupportedError
 
@@ -152,9 +152,10 @@ def convert(module: torch.nn.Module, name: str) -> torch.nn.Module:
     """A new module tree on backend ``name`` that shares every parameter and buffer with ``module``.
 
     ``module`` itself stays as it is. Raises ``ValueError`` for an unknown name or a tree without an
-    ``AtomTransformerBlock``, ``TypeError`` for a block whose class is neither the layer's own nor a backend's, and
-    :class:`UnsupportedError` where the backend reads the weights of children that are not plain (wrapped, hooked,
-    replaced). Every call checks this again, because children may be changed later.
+    ``AtomTransformerBlock``, ``TypeError`` for a block whose class is neither the layer's own nor a backend's (an
+    encoder or decoder likewise, where the backend makes their pairs), and :class:`UnsupportedError` where the backend
+    reads the weights of children that are not plain (wrapped, hooked, replaced). Every call checks this again, because
+    children may be changed later.
 
     A backend remembers what it made of an index and mask. On the CPU any edit of these is seen; on a GPU those are that
     torch counts (not through ``.data``, DLPack or a kernel of one's own): see :mod:`pallatom.architecture._remember`.
@@ -163,30 +164,53 @@ def convert(module: torch.nn.Module, name: str) -> torch.nn.Module:
 
     from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
-    from ._require import child_reasons
+    from ._require import child_reasons, pairs_child_reasons
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     backend = load(name)
-    blocks = {path: m for path, m in module.named_modules() if isinstance(m, AtomTransformerBlock)}
-    if not blocks:
+    if not any(isinstance(part, AtomTransformerBlock) for part in module.modules()):
         raise ValueError(f"module: expected an AtomTransformerBlock in the tree, {type(module).__name__} has none")
-    for block in blocks.values():
-        if _backend_name(type(block)) is None or "_attend" in vars(block):
-            raise TypeError(
-                f"module: expected blocks of class AtomTransformerBlock or of a backend, got {type(block).__module__}."
-                f"{type(block).__qualname__}, whose own behaviour a backend would replace"
-            )
-    if backend.reads_weights:
-        found = [f"{path}.{reason}".lstrip(".") for path, block in blocks.items() for reason in child_reasons(block)]
-        if found:
-            raise UnsupportedError(found, who=f"module: {name}")
+    found: list[str] = []
+    part: Any
+    for path, part in module.named_modules():
+        becomes, reasons = _becomes(part, backend), []
+        if becomes is backend.block and backend.reads_weights:
+            reasons = child_reasons(part)
+        elif becomes is not None and becomes in (backend.encoder, backend.decoder):
+            reasons = pairs_child_reasons(part)
+        found += [f"{path}.{reason}".lstrip(".") for reason in reasons]
+    if found:
+        raise UnsupportedError(found, who=f"module: {name}")
     shared = {id(t): t for m in module.modules() for t in _tensors(m)}
     twin = copy.deepcopy(module, shared)
-    for block in twin.modules():
-        if isinstance(block, AtomTransformerBlock):
-            block.__class__ = backend.block
+    for part in twin.modules():
+        part.__class__ = _becomes(part, backend) or type(part)
     return twin
+
+
+def _becomes(part: torch.nn.Module, backend: Backend) -> type | None:
+    """The class of ``part`` on ``backend``; None for what has no seam, or one that the backend leaves to the layer.
+
+    Raises ``TypeError`` for a class of the caller's whose own behaviour would be replaced.
+    """
+    from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
+
+    for base, made, seam in (
+        (AtomTransformerBlock, backend.block, "_attend"),
+        (AtomFeatureEncoder, backend.encoder, "_pairs"),
+        (AtomAttentionDecoder, backend.decoder, "_pairs"),
+    ):
+        if not isinstance(part, base):
+            continue
+        if _backend_name(type(part)) is not None and seam not in vars(part):
+            return made or base
+        if made is not None or any(_backend_name(c) not in (None, "gather") for c in type(part).__mro__):
+            raise TypeError(
+                f"module: expected {base.__name__}s of that class or of a backend's, got {type(part).__module__}."
+                f"{type(part).__qualname__}, whose own behaviour a backend would replace"
+            )
+    return None
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -197,14 +221,17 @@ def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     return [t for t in held if isinstance(t, torch.Tensor)]
 
 
-def _backend_name(block: type) -> str | None:
-    """The backend that ``block`` is the class of; None for any other class."""
-    from pallatom.architecture.atom_transformers import AtomTransformerBlock
+def _backend_name(cls: type) -> str | None:
+    """The backend that ``cls`` is a class of; "gather" for the layer's own, None for any other class."""
+    from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
 
-    if block is AtomTransformerBlock:
+    if cls in (AtomTransformerBlock, AtomFeatureEncoder, AtomAttentionDecoder):
         return "gather"
-    package, _, stem = block.__module__.rpartition(".")
-    return stem if package == __package__ and stem in names() and load(stem).block is block else None
+    package, _, stem = cls.__module__.rpartition(".")
+    if package != __package__ or stem not in names():
+        return None
+    backend = load(stem)
+    return stem if cls in (backend.block, backend.encoder, backend.decoder) else None
 
 
 def _short(dtype: torch.dtype) -> str:

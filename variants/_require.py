@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch_modules
 
-from pallatom.architecture.atom_transformers import AtomTransformerBlock, LinearNoBias
+from pallatom.architecture.atom_transformers import (
+    AtomAttentionDecoder,
+    AtomFeatureEncoder,
+    AtomTransformerBlock,
+    LinearNoBias,
+)
 
 from ._backend import Backend, UnsupportedError
 from ._registry import call_reasons, limit_reasons
@@ -21,6 +26,7 @@ from ._registry import call_reasons, limit_reasons
 _NORMS = (nn.LayerNorm,)
 _LINEARS = (LinearNoBias, nn.Linear)
 _TENSORS = (nn.Parameter, Tensor)
+_MLP_PARTS = 7  # four linears, three ReLUs
 _HOOKS = {
     "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
@@ -121,24 +127,61 @@ def child_reasons(block: AtomTransformerBlock, heads: int | None = None, channel
     Sizes are those of the call; None where there is none yet, as in :func:`variants.convert`.
     """
     norm, linear = block.norm_pair, block.pair_bias
-    reasons = [
-        *_module_reasons("norm_pair", norm, _NORMS),
-        *_module_reasons("pair_bias", linear, _LINEARS),
-        *(
-            f"modules: no hook on all modules is required, a {name[len('_global_') : -1].replace('_', ' ')} was found"
-            for name in _GLOBAL_HOOKS
-            if getattr(_torch_modules, name)
-        ),
-    ]
+    reasons = [*_module_reasons("norm_pair", norm, _NORMS), *_module_reasons("pair_bias", linear, _LINEARS)]
+    reasons += _global_hook_reasons()
     if type(norm) in _NORMS and channels is not None and norm.normalized_shape != (channels,):
         reasons.append(f"norm_pair: the last axis of p, {channels}, is required, {norm.normalized_shape} was found")
-    if type(linear) in _LINEARS:
-        if linear.bias is not None:
-            reasons.append("pair_bias: no bias is required, one was found")
-        if channels is not None and linear.weight.shape != (heads, channels):
-            found = list(linear.weight.shape)
-            reasons.append(f"pair_bias: a weight [H={heads}, C={channels}] is required, {found} was found")
+    return reasons + _linear_reasons("pair_bias", linear, {"H": heads, "C": channels})
+
+
+def require_pairs(backend: Backend, model: AtomFeatureEncoder | AtomAttentionDecoder, *tensors: Tensor) -> None:
+    """As :func:`require`, for ``_pairs``: `tensors` are all floating ones, the last of them [..., C]."""
+    device, dtypes = tensors[0].device, tuple(t.dtype for t in tensors)
+    wanted = any(t.requires_grad for t in (*tensors, *model.parameters()))
+    backward = device.type not in backend.backward and torch.is_grad_enabled() and wanted
+    reasons = [*call_reasons(backend, device, dtypes, backward), *pairs_child_reasons(model, tensors[-1].shape[-1])]
+    if reasons:
+        raise UnsupportedError(reasons, who=type(model).__name__)
+
+
+def pairs_child_reasons(model: AtomFeatureEncoder | AtomAttentionDecoder, channels: int | None = None) -> list[str]:
+    """As :func:`child_reasons`, for the children that make the pairs of an encoder or decoder."""
+    widths = {"proj_d_vec": 3, "proj_inv_sq": 1, "proj_v": 1} if isinstance(model, AtomFeatureEncoder) else {}
+    linears = {name: (getattr(model, name), width) for name, width in widths.items()}
+    mlp, reasons = model.mlp_p, _module_reasons("mlp_p", model.mlp_p, (nn.Sequential,))
+    if not reasons:
+        kinds = [type(part) for part in mlp]
+        if len(kinds) != _MLP_PARTS or any(kind is not nn.ReLU for kind in kinds[1::2]):
+            found = ", ".join(kind.__name__ for kind in kinds)
+            return [f"mlp_p: four linears with ReLU between them are required, {found} were found"]
+        for i, part in enumerate(mlp):
+            if i % 2:
+                reasons += _module_reasons(f"mlp_p.{i}", part, (nn.ReLU,))
+            else:
+                linears[f"mlp_p.{i}"] = (part, channels)  # pyright: ignore[reportArgumentType]
+    for name, (linear, width) in linears.items():
+        reasons += _module_reasons(name, linear, _LINEARS) + _linear_reasons(name, linear, {"C": channels, "": width})
+    return reasons + _global_hook_reasons()
+
+
+def _linear_reasons(name: str, linear: nn.Module, sizes: dict[str, int | None]) -> list[str]:
+    """What a linear, whose class was looked at before, has beside a weight of these sizes; None is any."""
+    if type(linear) not in _LINEARS:
+        return []
+    assert isinstance(linear, nn.Linear)
+    reasons = [] if linear.bias is None else [f"{name}: no bias is required, one was found"]
+    if None not in sizes.values() and linear.weight.shape != tuple(sizes.values()):
+        wanted = ", ".join(f"{axis}={size}".lstrip("=") for axis, size in sizes.items())
+        reasons.append(f"{name}: a weight [{wanted}] is required, {list(linear.weight.shape)} was found")
     return reasons
+
+
+def _global_hook_reasons() -> list[str]:
+    return [
+        f"modules: no hook on all modules is required, a {name[len('_global_') : -1].replace('_', ' ')} was found"
+        for name in _GLOBAL_HOOKS
+        if getattr(_torch_modules, name)
+    ]
 
 
 def backward_hook_reasons(block: AtomTransformerBlock) -> list[str]:
@@ -169,7 +212,7 @@ def _module_reasons(name: str, child: nn.Module, classes: tuple[type, ...]) -> l
     if "forward" in child.__dict__:
         reasons.append(f"{name}: its class's own forward is required, one put on the module was found")
     for part in ("weight", "bias"):
-        held = getattr(child, part)
+        held = getattr(child, part, None)
         if held is not None and type(held) not in _TENSORS:
             reasons.append(f"{name}: a plain tensor as {part} is required, {type(held).__qualname__} was found")
     return reasons

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
 from pallatom.architecture.eager import eager
 
 from ._backend import Backend, Cost, Mode, Shape
-from ._require import pair_weights, require
+from ._require import pair_weights, require, require_pairs
 from .band.plan import BandPlan, band_path, band_plan
 from .cpu.library import Call, library, library_reasons
+from .cpu.make_pairs import decoder_pairs, encoder_pairs
 
 _TILE = 24  # query rows of a tile, as in cpu/tiles.h
 _LANES = 16
@@ -45,6 +46,27 @@ class CpuFusedBlock(AtomTransformerBlock):
         gamma, beta, weight, eps = pair_weights(self)
         with torch.autocast("cpu", enabled=False):
             return _FusedAttention.apply(Q, K, V, p, gamma, beta, weight, eps, plan, valid_mask)
+
+
+class CpuFusedEncoder(AtomFeatureEncoder):
+    """The layer's encoder, its pairs made in one pass (see ``cpu/make_pairs.py``); any index will do."""
+
+    @eager
+    def _pairs(self, ref_pos, own, other, z, tok, neighbor_idx, valid_mask):
+        require_pairs(BACKEND, self, ref_pos, own, other, z)
+        linears = [self.proj_d_vec.weight, self.proj_inv_sq.weight, self.proj_v.weight]
+        with torch.autocast("cpu", enabled=False):
+            return encoder_pairs(ref_pos, own, other, z, linears, self.mlp_p, tok, neighbor_idx, valid_mask)
+
+
+class CpuFusedDecoder(AtomAttentionDecoder):
+    """The layer's decoder, likewise."""
+
+    @eager
+    def _pairs(self, p_skip, z, tok, neighbor_idx, valid_mask):
+        require_pairs(BACKEND, self, p_skip, z)
+        with torch.autocast("cpu", enabled=False):
+            return decoder_pairs(p_skip, z, self.mlp_p, tok, neighbor_idx, valid_mask)
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -146,6 +168,8 @@ def _threads(n_atom: int) -> int:
 
 BACKEND = Backend(
     block=CpuFusedBlock,
+    encoder=CpuFusedEncoder,
+    decoder=CpuFusedDecoder,
     summary="one fused C++ pass per tile of 24 atoms: LayerNorm, projection, softmax, both products; own backward",
     devices=("cpu",),
     dtypes=(torch.float32, torch.bfloat16),

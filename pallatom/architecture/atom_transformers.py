@@ -4,7 +4,8 @@ Shapes: B batch, N atoms, R residues, K neighbour slots per atom, H heads of D c
 a pair. ``p[b, l, k]`` holds the pair of atom l and atom ``neighbor_idx[l, k]``; only slots where ``valid_mask`` is set
 are live, and what any other slot holds (in the index or in p, NaN included) changes no output and no gradient.
 
-A backend is a subclass of :class:`AtomTransformerBlock` that overrides ``_attend``; all else stays as it is here.
+A backend is a subclass of :class:`AtomTransformerBlock` that overrides ``_attend``; it may also have subclasses of
+encoder and decoder that override ``_pairs``. All else stays as it is here.
 """
 
 from __future__ import annotations
@@ -240,18 +241,41 @@ class AtomFeatureEncoder(nn.Module):
         # Norm and projection act per residue pair that a window sees: never on [B, N, K, c_pair], nor on all of z.
         z = self.proj_z_init(self.norm_z_init(residue_band(z_input, self.window_size)))
         own, other = self.proj_cl_pair(F.relu(c_skip)), self.proj_cm_pair(F.relu(c_skip))
+        p_skip, p = self._pairs(ref_pos, own, other, z, tok, neighbor_idx, valid)
+        q_skip = self.transformer(c_skip + self.proj_r_scaled(r_scaled), c_l, p, neighbor_idx, valid)
+        return self._residue_mean(F.relu(self.proj_agg(q_skip)), tok, n_res), q_skip, c_skip, p_skip, c_l
+
+    def _pairs(
+        self,
+        ref_pos: Float[Tensor, "b n 3"],
+        own: Float[Tensor, "b n d"],
+        other: Float[Tensor, "b n d"],
+        z: Float[Tensor, "b r w d"],
+        tok: Int[Tensor, " n"],
+        neighbor_idx: Int[Tensor, "n k"],
+        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "b n k"],
+    ) -> tuple[Float[Tensor, "b n k d"], Float[Tensor, "b n k d"]]:
+        """The seam of the pairs for backends: (p_skip, p), here chunk by chunk as the equations stand.
+
+        ::
+
+            v = ref_pos[l] - ref_pos[m];  m = neighbor_idx[l, k]
+            p_skip[l, k] = proj_d_vec(v) + proj_inv_sq(1 / (1 + |v|^2)) + proj_v(1) + own[l] + other[m]     0 where dead
+            x = p_skip[l, k] + z[tok[l], column of tok[m]];  p[l, k] = x + mlp_p(x)                anything where dead
+
+        `own` and `other` are the projections of relu(c_skip), `z` the projected band; which column: ``band_columns``.
+        """
 
         def pairs(rows: slice) -> tuple[Tensor, Tensor]:
             atoms = neighbor_idx[rows]
             p_skip = self._reference_pairs(ref_pos[:, rows], ref_pos[:, atoms], own[:, rows], other[:, atoms])
-            p_skip = p_skip.masked_fill(~valid[..., rows, :, None], 0)
+            p_skip = p_skip.masked_fill(~valid_mask[..., rows, :, None], 0)
             residue = tok[rows, None]
             p = p_skip + z[:, residue, band_columns(residue, tok[atoms], z)]
             return p_skip, p + self.mlp_p(p)
 
         p_skip, p = _by_rows(pairs, neighbor_idx)
-        q_skip = self.transformer(c_skip + self.proj_r_scaled(r_scaled), c_l, p, neighbor_idx, valid)
-        return self._residue_mean(F.relu(self.proj_agg(q_skip)), tok, n_res), q_skip, c_skip, p_skip, c_l
+        return p_skip, p
 
     def _reference_pairs(self, pos_l: Tensor, pos_m: Tensor, own: Tensor, other: Tensor) -> Tensor:
         """p_skip [B, n, K, d] of live pairs (l, m), from their positions and from the projections of relu(c_skip).
@@ -323,14 +347,32 @@ class AtomAttentionDecoder(nn.Module):
         q = q_skip + self.proj_s_q(self.norm_s_q(s))[:, tok]
         z = self.proj_z(self.norm_z(residue_band(z, self.window_size)))
 
+        p = self._pairs(p_skip, z, tok, neighbor_idx, valid)
+        q = self.transformer(q, c, p, neighbor_idx, valid)
+        c_out = c_skip + self.proj_s_c(self.norm_s_c(s))[:, tok]
+        return q, p, self.proj_r(self.norm_q_out(q)), c_out
+
+    def _pairs(
+        self,
+        p_skip: Float[Tensor, "b n k c_atompair"],
+        z: Float[Tensor, "b r w c_atompair"],
+        tok: Int[Tensor, " n"],
+        neighbor_idx: Int[Tensor, "n k"],
+        valid_mask: Bool[Tensor, "n k"],
+    ) -> Float[Tensor, "b n k c_atompair"]:
+        """The seam of the pairs for backends, as the encoder's; p is 0 where dead, whatever p_skip holds there.
+
+        ::
+
+            x = p_skip[l, k] + z[tok[l], column of tok[m]];  p[l, k] = x + mlp_p(x)
+        """
+
         def pairs(rows: slice) -> tuple[Tensor]:
             residue = tok[rows, None]
             p = p_skip[:, rows] + z[:, residue, band_columns(residue, tok[neighbor_idx[rows]], z)]
             # Dead pairs are cleared before the MLP, which keeps 0 at 0: what they held must not reach its gradients.
-            p = p.masked_fill(~valid[rows, :, None], 0)
+            p = p.masked_fill(~valid_mask[rows, :, None], 0)
             return (p + self.mlp_p(p),)
 
         (p,) = _by_rows(pairs, neighbor_idx)
-        q = self.transformer(q, c, p, neighbor_idx, valid)
-        c_out = c_skip + self.proj_s_c(self.norm_s_c(s))[:, tok]
-        return q, p, self.proj_r(self.norm_q_out(q)), c_out
+        return p

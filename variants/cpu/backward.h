@@ -94,13 +94,6 @@ static inline void pair_gradient(const Call& c, const float* p, const uint8_t* m
     for (int v = 0; v < VECS; ++v) store(moment + h * HEAD + v * LANES, sums[h][v]);
 }
 
-static inline void narrow(float x, float* to) { *to = x; }
-static inline void narrow(float x, uint16_t* to) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  *to = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
-}
-
 // The same channel by channel, for any number of channels and any type of pair.
 template <class T>
 static inline void pair_gradient_by_channel(const Call& c, ivec live, index_t count, const float* weight,

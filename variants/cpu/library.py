@@ -37,6 +37,13 @@ _POINTERS = (
     *("grad", "dq", "dk", "dv", "moment", "dp", "work"),
 )
 
+_PAIR_SIZES = ("batch", "atoms", "slots", "residues", "width", "channels", "padded", "threads", "mask_items")
+_PAIR_POINTERS = (
+    *("index", "residue", "mask", "band", "weights", "transposed", "position", "own", "other", "geometry"),
+    *("skip", "out", "grad_skip", "grad", "order", "rank", "first"),
+    *("d_band", "d_position", "d_own", "d_other", "d_weights", "d_geometry", "d_skip", "work"),
+)
+
 
 class Call(ctypes.Structure):
     """``struct Call`` of ``tiles.h``: what one call reads and writes."""
@@ -46,6 +53,17 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _POINTERS),
         ("eps", ctypes.c_float),
         ("pair_is_bfloat16", ctypes.c_int32),
+    )
+
+
+class Pairs(ctypes.Structure):
+    """``struct Pairs`` of ``make_pairs.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _PAIR_SIZES),
+        *((name, ctypes.c_void_p) for name in _PAIR_POINTERS),
+        ("is_bfloat16", ctypes.c_int32),
+        ("is_encoder", ctypes.c_int32),
     )
 
 
@@ -79,6 +97,10 @@ def library() -> ctypes.CDLL:
     loaded.work_floats.argtypes = (ctypes.POINTER(Call), ctypes.c_int32)
     for run in (loaded.run_forward, loaded.run_backward):
         run.restype, run.argtypes = None, (ctypes.POINTER(Call),)
+    loaded.pairs_work_floats.restype = ctypes.c_int64
+    loaded.run_pairs.restype = None
+    for function in (loaded.pairs_work_floats, loaded.run_pairs):
+        function.argtypes = (ctypes.POINTER(Pairs), ctypes.c_int32)
     return loaded
 
 

@@ -11,6 +11,13 @@ static inline float widen(uint16_t x) {
 }
 static inline float widen(float x) { return x; }
 
+static inline void narrow(float x, float* to) { *to = x; }
+static inline void narrow(float x, uint16_t* to) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  *to = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
+}
+
 constexpr index_t AHEAD = 16 << 10;  // prefetch distance in bytes of p: the processor's own prefetch stops at page ends
 
 constexpr int CHANNELS = 16;  // the usual number has code of its own, which keeps pairs in registers
