@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..harness.schema.axes import axis
-from ..harness.schema.cells import ROWS, UNCAPPED, Cell, value_of
+from ..harness.schema.cells import ROWS, Cell, value_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = list(axis("device").choices)
@@ -53,18 +53,20 @@ def declared(backend: str) -> frozenset[str]:
     return frozenset()
 
 
-def _axes(backend: Iterable[str] = (), **lists: list[Any]) -> dict[str, list[Any]]:
-    """The parameters with their values."""
-    whole = {a.parameter: [value_of(v) for v in a.asv] for a in ROWS}
+def _axes(*usual: str, backend: Iterable[str] = (), **lists: list[Any]) -> dict[str, list[Any]]:
+    """The parameters with their values: those named ``usual`` with their default alone."""
+    whole = {a.parameter: [value_of(v) for v in a.asv] for a in ROWS} | {name: [_PIVOT[name]] for name in usual}
     return {"device": DEVICES, "backend": list(backend) or list(backends())} | whole | lists
 
 
+# The problem that the default subset turns about.
+_PIVOT = {a.parameter: value_of(a.default) for a in ROWS}
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "attention": _axes(),
-    "block": _axes(window=[32], k=[UNCAPPED]),
-    "stack": _axes(window=[32], k=[UNCAPPED]),
-    "encoder": _axes(window=[32], k=[UNCAPPED]),
-    "index": _axes([INDEX_BACKEND], n_atom=[2048, 16384, 65536], k=[UNCAPPED], dtype=["float32"], mode=["fwd"]),
+    "block": _axes("window", "k"),
+    "stack": _axes("window", "k"),
+    "encoder": _axes("window", "k"),
+    "index": _axes("k", "dtype", "mode", backend=[INDEX_BACKEND], n_atom=[2048, 16384, 65536]),
     KERNELS: {"kernel": ["forward", "backward"], "arch": [80, 90], "dtype": ["float32", "bfloat16"]},
 }
 
@@ -86,7 +88,6 @@ _PIVOTS: dict[str, dict[str, list[dict[str, Any]]]] = {
         "index": [{"n_atom": 16384}],
     },
 }
-_PIVOT = {a.parameter: value_of(a.default) for a in ROWS}
 _DRAWN = {"cpu": {"attention": 1}, "cuda": {"attention": 4, "block": 1}}
 _LARGEST = {"cpu": 512, "cuda": 16384}
 

@@ -41,7 +41,7 @@ def check(
     with Host(threads=asked.threads) as host:
         wanted = asked.axes(opt.one_device(asked.device, host), default_workload=("ubiquitin",))
         groups = harness.plan(wanted, backends)
-        settings = opt.settings(out=None, options=Options(speed=False, memory=False, gate_pairs=pairs), seed=asked.seed)
+        settings = harness.Settings(options=Options(speed=False, memory=False, gate_pairs=pairs), **asked.run)
         with show.Live(out) as live:
             outcome = harness.Sweep(groups, settings, live, host).run()
     if as_json:

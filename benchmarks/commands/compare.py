@@ -66,7 +66,7 @@ def compare(
             raise BadAxis(f"A, B: expected two different backends, got {a} and {b}")
         with Host(threads=asked.threads) as host:
             wanted = asked.axes(opt.one_device(asked.device, host), default_workload=("gfp",))
-            settings = opt.settings(out=None, options=Options(budget_s=group_budget_s, memory=False), seed=asked.seed)
+            settings = harness.Settings(options=Options(budget_s=group_budget_s, memory=False), **asked.run)
             with show.Live(show.console(stderr=True)) as live:
                 found = harness.Sweep(harness.plan(wanted, specs), settings, live, host).run().records
         names = [arms.name_of(spec) for spec in specs]

@@ -22,7 +22,6 @@ from ..harness.levels import arms
 from ..harness.schema.axes import AXES, Axis, Device, usual
 from ..harness.schema.record import CannotRecord, MalformedRecord
 from ..harness.schema.shown import shown, shown_lines
-from ..harness.sweep.sweep import Settings
 from ..harness.worker.host import Host
 from ..harness.worker.process import WorkerDied, WorkerTimeout
 from ..harness.workload import workloads
@@ -69,6 +68,11 @@ class Asked:
     device: str
     seed: int
     threads: int | None
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What a run is told of it (:class:`~..harness.worker.options.Run`)."""
+        return {"threads": self.threads, "seed": self.seed, "argv": command_line()}
 
     def but(self, **lists: Sequence[str] | None) -> Asked:
         return replace(self, lists={**self.lists, **lists})
@@ -229,13 +233,8 @@ def one_device(asked: str, host: Host) -> Device:
     return "cpu"
 
 
-def settings(**values: Any) -> Settings:
-    """A sweep's settings; the command line as typed is part of every record."""
-    return Settings(argv=command_line(), **values)
-
-
 def command_line() -> tuple[str, ...]:
-    """The command as typed."""
+    """The command as typed: part of every record."""
     return tuple(sys.argv)
 
 

@@ -131,7 +131,9 @@ def _step(
         console.print(f"No time is left for {len(groups)} problems: run the same command again.")
         return None
     options = replace(options, speed=False, memory=False) if gating else options
-    settings = opt.settings(out=out / ("gate.jsonl" if gating else "records.jsonl"), options=options, budget_s=left)
+    settings = harness.Settings(
+        argv=opt.command_line(), out=out / ("gate.jsonl" if gating else "records.jsonl"), options=options, budget_s=left
+    )
     try:
         with show.Live(console) as live:
             outcome = harness.Sweep(groups, settings, live, host).run()

@@ -61,7 +61,7 @@ def profile(
             from ..harness.profile.counters import count
 
             counting = count
-        settings = profiles.settings(out, argv=opt.command_line())
+        settings = profiles.settings(out, **asked.run)
         groups = harness.plan(wanted, specs)
         found = profiles.Profiles(groups, settings, Rendered(shown), host, counting).run().records
     if as_json:

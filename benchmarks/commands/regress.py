@@ -176,11 +176,9 @@ def regress(
     wanted = asked.but(level=level or ["attention"], mode=mode or ["fwd"], n_atom=sizes).axes(chosen)
     if not level and not mode:
         wanted += asked.but(level=["block"], mode=["fwdbwd"], n_atom=sizes).axes(chosen)
-    choose(opt.words(backend), a, b)
-    plan = Plan(
-        problems_of(wanted), opt.words(backend), budget_s=budget_s, rounds=rounds, out=out,
-        threads=asked.threads, seed=asked.seed, argv=tuple(sys.argv),
-    )  # fmt: skip
+    backends = opt.words(backend)
+    choose(backends, a, b)
+    plan = Plan(problems_of(wanted), backends, budget_s=budget_s, rounds=rounds, out=out, **asked.run)
     account = _measure(a, b, plan, margin, as_json=as_json)
     _tell(account, markdown, as_json=as_json)
     raise typer.Exit(opt.FAILED if account.regressions else 0)

@@ -102,10 +102,9 @@ def sweep(
             for group in groups:
                 print(show.title(group.problem), "|", shown(", ".join(map(arms.name_of, group.backends))))
             return
-        settings = opt.settings(
-            out=opt.out_path(out), options=options, budget_s=budget_s, fresh=fresh, retry=frozenset(chosen),
-            seed=asked.seed,
-        )  # fmt: skip
+        settings = harness.Settings(
+            out=opt.out_path(out), options=options, budget_s=budget_s, fresh=fresh, retry=frozenset(chosen), **asked.run
+        )
         outcome = run(groups, settings, host, as_json=as_json)
     raise typer.Exit(exit_code(outcome))
 

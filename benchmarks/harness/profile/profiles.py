@@ -21,15 +21,16 @@ AGAIN = frozenset({"wrong", "oom", "timeout", "crashed"})  # no profile: worth a
 
 
 def settings(
-    folder: Path | None, *, gate_pairs: int = 1 << 18, until: float | None = None, argv: tuple[str, ...] = ()
+    folder: Path | None, *, gate_pairs: int = Options.gate_pairs, until: float | None = None, **shared: Any
 ) -> Settings:
-    """``folder`` None keeps profiles and traces in memory alone; ``until`` is of ``time.monotonic``."""
+    """``folder`` None keeps profiles and traces in memory alone; ``until`` is of ``time.monotonic``; ``shared``: more
+    of :class:`~..worker.options.Run`."""
     return Settings(
         out=None if folder is None else folder / PROFILES,
         options=Options(speed=False, gate_pairs=gate_pairs),
         budget_s=None if until is None else until - time.monotonic(),
         retry=AGAIN,
-        argv=argv,
+        **shared,
     )
 
 

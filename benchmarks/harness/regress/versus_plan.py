@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..schema.problem import Problem
 from ..schema.record import Record
 from ..sweep.sweep import work
-from ..worker.options import PHASE_LIMITS_S
+from ..worker.options import PHASE_LIMITS_S, Run
 from ..worker.process import Event
 from ..workload.problems import Axes, BadAxis, resolve_all
 from .commits import Code
@@ -23,17 +22,13 @@ TRIES = 2  # a side that failed gets another process before the failure is belie
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Run):
     """What to measure: problems, and backends by name, ``all`` or ``lean``; and how."""
 
     problems: tuple[tuple[Problem, str | None], ...]
     backends: tuple[str, ...]
     budget_s: float = 180.0
     rounds: int = MOST_ROUNDS
-    out: Path | None = None
-    threads: int | None = None
-    seed: int = 0
-    argv: tuple[str, ...] = ()
     limits_s: dict[str, float] = field(default_factory=lambda: {k: min(v, 120.0) for k, v in PHASE_LIMITS_S.items()})
 
 

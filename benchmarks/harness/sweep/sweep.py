@@ -29,7 +29,7 @@ from ..schema.problem import Problem
 from ..schema.profile import Profile
 from ..schema.record import Provenance, Record, append, read
 from ..worker.host import START_LIMIT_S, Host, seconds_left
-from ..worker.options import Options
+from ..worker.options import Options, Run
 from ..worker.process import ROOT, WorkerDied, WorkerTimeout
 from ..workload import workloads
 from ..workload.problems import Axes, BadAxis, Group, resolve_all, workload_of
@@ -44,18 +44,13 @@ Line = TypeVar("Line", bound=BaseModel)
 Kept = TypeVar("Kept", Record, Profile)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a sweep is run. ``out`` None keeps the records in memory alone."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(Run):
+    """How a sweep is run."""
 
-    out: Path | None
     options: Options = field(default_factory=Options)
-    budget_s: float | None = None
     fresh: bool = False
     retry: frozenset[str] = frozenset()
-    threads: int | None = None
-    argv: tuple[str, ...] = ()
-    seed: int = 0
 
 
 class Observer:

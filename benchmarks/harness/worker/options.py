@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 # The longest that a phase may take for one backend; the timing gets its budget on top.
 PHASE_LIMITS_S = {
@@ -30,3 +31,14 @@ class Options:
     memory: bool = True
     graphs: bool = True
     limits_s: dict[str, float] = field(default_factory=lambda: dict(PHASE_LIMITS_S))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every run that measures is told, whatever it measures. ``out`` None keeps its records in memory alone."""
+
+    out: Path | None = None
+    budget_s: float | None = None
+    threads: int | None = None
+    seed: int = 0
+    argv: tuple[str, ...] = ()

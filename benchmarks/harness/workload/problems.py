@@ -92,7 +92,7 @@ def resolve(axes: Axes) -> tuple[Problem, str | None]:
     BadAxis, workloads.WorkloadError
     """
     if axes.level == "index":  # integers, without a gradient
-        axes = replace(axes, mode="fwd", dtype="float32")
+        axes = replace(axes, mode=usual("mode"), dtype=usual("dtype"))
     _check(axes)
     atoms = axes.atoms
     work = workload_of(axes.workload, axes.n_atom, atoms, axes.seed)  # type: ignore[arg-type]
