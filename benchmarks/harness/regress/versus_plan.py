@@ -27,7 +27,7 @@ class Plan(Run):
 
     problems: tuple[tuple[Problem, str | None], ...]
     backends: tuple[str, ...]
-    budget_s: float = 180.0
+    budget_s: float = field(default=180.0, kw_only=True)
     rounds: int = MOST_ROUNDS
     limits_s: dict[str, float] = field(default_factory=lambda: {k: min(v, 120.0) for k, v in PHASE_LIMITS_S.items()})
 
