@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.levels.cost import Work, floor
-from benchmarks.harness.schema.problem import Mode, Problem
+from benchmarks.harness.schema.axes import Mode
+from benchmarks.harness.schema.problem import Problem
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from variants import Shape, convert
 from variants._op import attention_reference

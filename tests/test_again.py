@@ -17,17 +17,8 @@ from benchmarks.commands import app, check
 from benchmarks.commands import options as opt
 from benchmarks.commands import sweep as command_line
 from benchmarks.harness.levels import arms
-from benchmarks.harness.schema.axes import AXES
-from benchmarks.harness.schema.problem import (
-    ATOM_SETS,
-    DTYPES,
-    INDEX_BACKEND,
-    LARGEST,
-    LEVELS,
-    MODES,
-    OWN_INDEX,
-    WINDOW_STYLES,
-)
+from benchmarks.harness.schema.axes import ATOM_SETS, AXES, DTYPES, LARGEST, LEVELS, MODES, WINDOW_STYLES
+from benchmarks.harness.schema.problem import INDEX_BACKEND, OWN_INDEX
 from benchmarks.harness.schema.record import Record, append
 from benchmarks.harness.sweep import again
 from benchmarks.harness.sweep import sweep as harness

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from benchmarks.harness.schema.problem import AtomSet, WindowStyle
+from benchmarks.harness.schema.axes import AtomSet, WindowStyle
 from benchmarks.harness.workload import templates as tables
 from benchmarks.harness.workload import workloads
 from benchmarks.harness.workload.templates import BACKBONE

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..levels import arms
 from ..ruler.poison import poisoned
-from ..schema.problem import DType, Problem
+from ..schema.axes import DType
+from ..schema.problem import Problem
 from ..schema.record import Trial
 from .errors import ROW, allowed, allowed_slope, error_norms, slope_of
 from .failures import synchronize

@@ -10,26 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
-from .axes import ATOM_SETS as ATOM_SETS
-from .axes import AXES, Axis, absent
-from .axes import DTYPES as DTYPES
-from .axes import LARGEST as LARGEST
-from .axes import LEVELS as LEVELS
-from .axes import MODES as MODES
-from .axes import STACKED as STACKED
-from .axes import SYNTHETIC as SYNTHETIC
-from .axes import WINDOW_STYLES as WINDOW_STYLES
-from .axes import AtomSet as AtomSet
-from .axes import Device as Device
-from .axes import DType as DType
-from .axes import Level as Level
-from .axes import Mode as Mode
-from .axes import WindowStyle as WindowStyle
-from .jsonl import BadLine as BadLine
-from .jsonl import CannotRecord as CannotRecord
-from .jsonl import MalformedRecord as MalformedRecord
-from .jsonl import append as append
-from .jsonl import scan_lines as scan_lines
+from .axes import AXES, AtomSet, Axis, Device, DType, Level, Mode, WindowStyle, absent
 
 # Bounded, so that whatever shows a record (a 64-bit column, an axis) can hold what is in it.
 _MOST, _LONGEST_MS, _DEEPEST = 2**62, 1e12, 8

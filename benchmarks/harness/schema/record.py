@@ -15,12 +15,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from .axes import DType
 from .jsonl import BadLine as BadLine
 from .jsonl import CannotRecord as CannotRecord
 from .jsonl import MalformedRecord as MalformedRecord
 from .jsonl import append as append
 from .jsonl import scan_lines as scan_lines
-from .problem import Count, DType, Facts, Finite, Milliseconds, Moment, Positive, Problem, Rate, Sample, Seed, _Frozen
+from .problem import Count, Facts, Finite, Milliseconds, Moment, Positive, Problem, Rate, Sample, Seed, _Frozen
 
 SCHEMA_VERSION = 1
 

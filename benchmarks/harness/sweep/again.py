@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..schema.axes import AXES, axis
-from ..schema.problem import INDEX_BACKEND, SYNTHETIC, Problem
+from ..schema.axes import AXES, SYNTHETIC, axis
+from ..schema.problem import INDEX_BACKEND, Problem
 from ..schema.record import Record, read
 from ..workload import files, workloads
 from ..workload.problems import Axes, BadAxis, resolve

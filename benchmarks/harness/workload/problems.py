@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..schema.axes import AXES, Device, of_role, usual
-from ..schema.problem import OWN_INDEX, SYNTHETIC, AtomSet, Problem
+from ..schema.axes import AXES, SYNTHETIC, AtomSet, Device, of_role, usual
+from ..schema.problem import OWN_INDEX, Problem
 from . import files, workloads
 from .workloads import Workload
 
