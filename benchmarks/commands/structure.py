@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..harness.schema.problem import ATOM_SETS
+from ..harness.schema.axes import ATOM_SETS
 from ..harness.schema.shown import shown
 from ..harness.workload import workloads
 from ..harness.workload.files import FORMATS
