@@ -109,7 +109,7 @@ def test_there_is_a_curve_along_the_batch(batches: tuple[Path, build.Report]) ->
     along = [[td.text for td in row[:3]] for row in exponents.rows if row[0].text == "B"]
     assert len(along) == 9  # three sizes, three backends
     assert all("B =" not in where and "N = " in where for _, where, _ in along)
-    titles = [picture.title for gallery in report.galleries for picture in gallery.pictures]
+    titles = [drawing.title for gallery in report.galleries for drawing in gallery.drawings]
     assert "Time against batch B: attention, fwd, fp32" in titles
     assert {f"Time against N: attention, fwd, fp32, B = {b}" for b in BATCHES} < set(titles)
     names = {path.name for path in (folder / "figures").glob("*.svg")}
@@ -144,7 +144,6 @@ from benchmarks.harness.schema.record import Record, read
 from benchmarks.harness.sweep import again
 from benchmarks.harness.workload.problems import Axes, resolve
 from reports.find.history import Problem as Tracked
-from reports.tables.chronicle_tables import sizes
 from tests import records_factory as made
 
 old = next(r for r in read(Path(sys.argv[1])) if r.problem.k_cap is None)
@@ -165,7 +164,7 @@ print(json.dumps({
     "asked": cells.axes_of("attention", ("cpu", "banded", 64, 32, "all", "float32", "fwd", 5))["samples"],
     "wanted": len(grid.wanted("attention", "all samples=5 backend=banded n_atom=512 window=32 k=all dtype=float32")),
     "default": len(grid.default("attention", ["cpu"])),
-    "history": sizes(Tracked("attention", (("n_atom", 512), ("samples", 5)))),
+    "history": Tracked("attention", (("n_atom", 512), ("samples", 5))).sizes,
 }))
 """
 
