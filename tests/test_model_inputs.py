@@ -26,9 +26,12 @@ BLOCK_ERRORS: list[tuple[str, Change, type[Exception], str]] = [
     ("q", lambda q: q[0], ValueError, r"q must have shape \[B, N, c_atom=24\], got \[48, 24\]"),
     ("q", lambda q: q[..., :-1], ValueError, r"q must have shape \[B=2, N=48, c_atom=24\], got \[2, 48, 23\]"),
     ("c", lambda c: c[:1], ValueError, r"c must have shape \[B=2, N=48, c_atom=24\], got \[1, 48, 24\]"),
+    ("q", lambda q: q[[0, 1, 0]], ValueError, r"q must have a batch B that is a multiple of p's.*B_p=2 .*got B=3"),
+    ("q", lambda q: q[:1], ValueError, r"q must have a batch B .*multiple of B_p=2 was expected, got B=1"),
+    ("p", lambda p: p[[0, 1, 0]], ValueError, r"q must have a batch B .*multiple of B_p=3 was expected, got B=2"),
     ("c", lambda c: c[:, 1:], ValueError, r"c must have shape .*N=48.*got \[2, 47, 24\]"),
     ("p", lambda p: p[..., :-1], ValueError, r"p must have shape .*c_atompair=6\], got \[2, 48, \d+, 5\]"),
-    ("p", lambda p: p[:, :, 0], ValueError, r"p must have shape \[B=2, N=48, K, c_atompair=6\], got \[2, 48, 6\]"),
+    ("p", lambda p: p[:, :, 0], ValueError, r"p must have shape \[B_p, N=48, K, c_atompair=6\], got \[2, 48, 6\]"),
     ("p", lambda p: p[:, :, :3], ValueError, r"neighbor_idx must have shape \[N=48, K=3\], got \[48, \d+\]"),
     ("q", lambda q: q.float(), TypeError, r"q must be torch\.float64, .*no autocast.* got torch\.float32"),
     ("c", lambda c: c.half(), TypeError, r"c must be torch\.float64.*got torch\.float16"),
@@ -58,6 +61,18 @@ def test_block_refuses(name: str, change: Change, kind: type[Exception], message
     module(**arguments)
     with pytest.raises(kind, match=message):
         module(**arguments | {name: change(arguments[name])})
+
+
+@pytest.mark.parametrize("name", ["c", "valid_mask"])
+def test_what_samples_share_has_their_batch_or_that_of_the_pairs(name: str) -> None:
+    inputs = cases.block_inputs(mask="per item")
+    given = vars(inputs) | {"q": inputs.q.repeat_interleave(3, 0)}
+    module = cases.stack(1)
+    module(**given)
+    for batch in (1, 3):
+        wrong = given | {name: given[name][[0, 1, 0][:batch]]}
+        with pytest.raises(ValueError, match=rf"{name} must have shape \[B=6 or B_p=2, N=48.*got \[{batch}, 48"):
+            module(**wrong)
 
 
 @pytest.mark.parametrize("bad", [-1, 48, 10**12])
@@ -154,13 +169,21 @@ class TestValuesAreLookedAtOncePerPair:
 
 
 ENCODER_ERRORS: list[tuple[str, Change, type[Exception], str]] = [
-    ("ref_pos", lambda x: x[..., :2], ValueError, r"ref_pos must have shape \[B=2, N=48, xyz=3\], got \[2, 48, 2\]"),
+    ("ref_pos", lambda x: x[..., :2], ValueError, r"ref_pos must have shape \[B_p=2, N=48, xyz=3\], got \[2, 48, 2\]"),
     ("ref_element", lambda x: x[..., :4], ValueError, r"ref_element must have shape .*E=5\], got \[2, 48, 4\]"),
     ("ref_element", lambda x: x.long(), TypeError, r"ref_element must be floating point, got torch\.int64"),
     ("s_input", lambda x: x[:, 1:], ValueError, r"z_input must have shape \[B=2, R=12, R=12, c_pair=14\], got \[2, 13"),
     ("z_input", lambda x: x[:, :, 1:], ValueError, r"z_input must have shape .*R=13, R=13.*got \[2, 13, 12, 14\]"),
     ("s_input", lambda x: x[..., 1:], ValueError, r"s_input must have shape .*c_token=20\], got \[2, 13, 19\]"),
-    ("r_scaled", lambda x: x[:1], ValueError, r"r_scaled must have shape \[B=2, N=48, xyz=3\], got \[1, 48, 3\]"),
+    ("r_scaled", lambda x: x[:, 1:], ValueError, r"r_scaled must have shape \[B=2, N=48, xyz=3\], got \[2, 47, 3\]"),
+    ("r_scaled", lambda x: x[:1], ValueError, r"r_scaled must have a batch B .* multiple of B_p=2 .*got B=1"),
+    ("r_scaled", lambda x: x[[0, 1, 0]], ValueError, r"multiple of ref_pos's.* multiple of B_p=2 .*got B=3"),
+    (
+        "s_input",
+        lambda x: x[[0, 1, 0]],
+        ValueError,
+        r"s_input must have shape \[B=2, R=13, c_token=20\], got \[3, 13, 20\]",
+    ),
     ("r_scaled", lambda x: x.float(), TypeError, r"r_scaled must be torch\.float64.*got torch\.float32"),
     ("z_input", lambda x: x.to("meta"), ValueError, "z_input must be on cpu.*got meta"),
     ("tok_idx", lambda x: x.to("meta"), ValueError, "tok_idx must be on cpu.*got meta"),
@@ -170,7 +193,7 @@ ENCODER_ERRORS: list[tuple[str, Change, type[Exception], str]] = [
         "ref_space_uid",
         lambda x: x[1:],
         ValueError,
-        r"ref_space_uid must have shape \[N=48\] or \[B=2, N=48\], got \[47\]",
+        r"ref_space_uid must have shape \[N=48\] or \[B_p=2, N=48\], got \[47\]",
     ),
     ("tok_idx", lambda x: x.expand(3, -1), ValueError, r"tok_idx must have shape \[N=48\] or .*got \[3, 48\]"),
     ("tok_idx", lambda x: x.double(), TypeError, r"tok_idx must hold integers, got torch\.float64"),
@@ -192,7 +215,7 @@ DECODER_ERRORS: list[tuple[str, Change, type[Exception], str]] = [
         "p_skip",
         lambda x: x[:, :, 1:],
         ValueError,
-        r"p_skip must have shape \[B=2, N=48, K=33, c_atompair=6\], got \[2, 48, 32",
+        r"p_skip must have shape \[B_p=2, N=48, K=33, c_atompair=6\], got \[2, 48, 32",
     ),
     ("c_skip", lambda x: x[:, 1:], ValueError, r"c_skip must have shape .*N=48.*got \[2, 47, 24\]"),
     ("c", lambda x: x[:1], ValueError, r"c must have shape \[B=2, .*got \[1, 48, 24\]"),

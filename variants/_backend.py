@@ -75,7 +75,8 @@ class Backend:
     foreign modules, imported where they are used and nowhere else; ``probe(device)`` returns further reasons why not,
     asked only where the device is there and ``requires`` imports. ``reads_weights``: the pair bias is made from the
     weights of ``norm_pair`` and ``pair_bias``, so these must be plain (see ``_require``); else they are called, and may
-    be any module. ``compiles``: the first call of each kind (shapes, dtypes) runs a compiler and takes seconds.
+    be any module. ``samples``: several items of Q may share an entry of p (see the seam); else each has one of its own.
+    ``compiles``: the first call of each kind (shapes, dtypes) runs a compiler and takes seconds.
     ``everyday``: quick enough to be measured in a block, a stack and an encoder at every commit.
     ``tuning_ms``: what tuning, where it was asked for, has taken in this process so far; a first call that tunes is
     timed without it. ``path(block, Q, K, V, p, neighbor_idx, valid_mask)``: which of its algorithms such a call takes,
@@ -95,6 +96,7 @@ class Backend:
     needs_band: bool = False
     needs_unique: bool = False
     reads_weights: bool = False
+    samples: bool = False
     compiles: bool = False
     everyday: bool = False
     probe: Callable[[str], list[str]] | None = None

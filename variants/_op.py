@@ -7,6 +7,10 @@ channels, C pair channels; ``idx`` is neighbor_idx [N, K], ``live`` is valid_mas
     A[b,l,k,h] = exp(S[b,l,k,h]) / sum over live k' of exp(S[b,l,k',h])    where live, else 0; a row with none is all 0
     O[b,l,h]   = sum over k of A[b,l,k,h] V[b,idx[l,k],h]
 
+Samples that share pairs: where Q has a batch B = B_p M, ``p`` may have B_p, ``K`` and ``V`` B or B_p, and ``live`` B or
+B_p. Item i then reads entry ``i // M`` of what has B_p: items b M … b M + M − 1 share entry b, the sample runs fastest.
+Gradients of a shared tensor are the sums over its samples. So it is at every level: what has a smaller batch is shared.
+
 Around it the block, the stack, the encoder and the decoder of the layer. Nothing here comes from ``pallatom`` or from a
 backend. Every function takes tensors of any floating dtype, computes in float64 and is differentiable, so that its
 gradients are the reference of gradients. ``state`` maps the layer's parameter names to tensors: the module's
@@ -61,6 +65,11 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return x.double() @ weight.double().mT
 
 
+def each(x: Tensor, batch: int) -> Tensor:
+    """x [B_p, ...] for every one of ``batch`` items: entry i // M for item i."""
+    return x if len(x) == batch else x.repeat_interleave(batch // len(x), 0)
+
+
 def attention_reference(
     Q: Tensor,
     K: Tensor,
@@ -75,12 +84,13 @@ def attention_reference(
 ) -> Tensor:
     """O [B, L, H, D] of the equations above, for L query rows over N keys (L = N for the whole problem).
 
-    Q [B, L, H, D]; K, V [B, N, H, D]; p [B, L, K, C]; norm_weight, norm_bias [C]; pair_weight [H, C]; neighbor_idx
-    [L, K] into the N keys; valid_mask [L, K] or [B, L, K]. Row chunks, where there are several, are recomputed in the
-    backward pass, so memory stays a few times p's.
+    Q [B, L, H, D]; K, V [B or B_p, N, H, D]; p [B_p, L, K, C]; norm_weight, norm_bias [C]; pair_weight [H, C];
+    neighbor_idx [L, K] into the N keys; valid_mask [L, K], [B, L, K] or [B_p, L, K]. Row chunks, where there are
+    several, are recomputed in the backward pass, so memory stays a few times p's.
     """
     batch, n_row = Q.shape[:2]
-    live = valid_mask.expand(batch, *valid_mask.shape[-2:])
+    live = each(valid_mask if valid_mask.ndim == 3 else valid_mask.expand(batch, -1, -1), batch)
+    K, V = each(K, batch), each(V, batch)
     step = max(16, _CHUNK_ELEMENTS // max(1, batch * neighbor_idx.shape[1]))
     # One chunk has nothing to gain from being computed twice, and checkpoint imports all of torch's compiler.
     recomputed = torch.is_grad_enabled() and n_row > step
@@ -114,7 +124,8 @@ def _attention_rows(
     norm_weight, norm_bias, pair_weight = pair
     Q, K, V = Q.double(), K.double(), V.double()
     on = live[..., None]  # [B, L, K, 1]
-    p = torch.where(on, p.double(), 0.0)  # padding may hold anything: it is replaced before anything is made of it
+    # padding may hold anything: it is replaced before anything is made of it
+    p = torch.where(on, each(p.double(), len(Q)), 0.0)
     keys, slot = torch.where(live.any(0), idx, 0).unique(return_inverse=True)  # the M keys of these rows
 
     bias = linear(layer_norm(p, norm_weight, norm_bias, eps), pair_weight)  # [B, L, K, H]
@@ -255,6 +266,7 @@ def encoder_reference(
 
     c_skip = linear(torch.cat([ref_pos, ref_element], -1), state["proj_fref_c.weight"])
     d = ref_pos.double()[:, :, None] - ref_pos.double()[:, idx]
+    batch = len(r_scaled)
     h = c_skip.clamp(min=0)
     p = linear(d, state["proj_d_vec.weight"]) * same
     p = p + linear(1 / (1 + (d * d).sum(-1, keepdim=True)), state["proj_inv_sq.weight"]) * same
@@ -262,10 +274,11 @@ def encoder_reference(
     p = p + linear(h, state["proj_cl_pair.weight"])[:, :, None] + linear(h, state["proj_cm_pair.weight"])[:, idx]
     p_skip = p * valid[..., None]
 
-    q0 = c_skip + linear(r_scaled, state["proj_r_scaled.weight"])
-    c_l = c_skip + linear(_norm(state, "norm_s_init", s_input), state["proj_s_init.weight"])[:, tok]
+    q0 = each(c_skip, batch) + linear(r_scaled, state["proj_r_scaled.weight"])
+    s = linear(_norm(state, "norm_s_init", s_input), state["proj_s_init.weight"])[:, tok]
+    c_l = each(c_skip, len(s)) + s
     z = linear(_norm(state, "norm_z_init", z_input), state["proj_z_init.weight"])
-    p = p_skip + z[:, tok[:, None], tok[idx]]
+    p = each(p_skip, len(z)) + z[:, tok[:, None], tok[idx]]
     p = p + _mlp(_inside(state, "mlp_p"), p)
     q_skip = stack_reference(_inside(state, "transformer"), q0, c_l, p, idx, valid, n_heads)
 
@@ -292,15 +305,17 @@ def decoder_reference(
     tok = tok_idx if tok_idx.ndim == 1 else tok_idx[0]
     idx, valid = index_reference(tok, window_size)
 
-    q = q_skip.double() + linear(_norm(state, "norm_s_q", s), state["proj_s_q.weight"])[:, tok]
+    q = q_skip.double() + each(linear(_norm(state, "norm_s_q", s), state["proj_s_q.weight"])[:, tok], len(q_skip))
     z = linear(_norm(state, "norm_z", z), state["proj_z.weight"])
-    p = torch.where(valid[..., None], p_skip.double(), 0.0) + z[:, tok[:, None], tok[idx]]
+    most = max(len(p_skip), len(z))
+    p = each(torch.where(valid[..., None], p_skip.double(), 0.0), most) + each(z[:, tok[:, None], tok[idx]], most)
     p = (p + _mlp(_inside(state, "mlp_p"), p)) * valid[..., None]
     q = stack_reference(_inside(state, "transformer"), q, c, p, idx, valid, n_heads)
 
     r_update = linear(_norm(state, "norm_q_out", q), state["proj_r.weight"])
-    c_out = c_skip.double() + linear(_norm(state, "norm_s_c", s), state["proj_s_c.weight"])[:, tok]
-    return q, p, r_update, c_out
+    s = linear(_norm(state, "norm_s_c", s), state["proj_s_c.weight"])[:, tok]
+    most = max(len(c_skip), len(s))
+    return q, p, r_update, each(c_skip.double(), most) + each(s, most)
 
 
 def _norm(state: State, name: str, x: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ def require(backend: Backend, block: AtomTransformerBlock, Q: Tensor, K: Tensor,
         found = limit_reasons(backend, str(device), dtypes, backward)
     else:
         found = call_reasons(backend, device, dtypes, backward)
+    if len(Q) != len(p) and not backend.samples:
+        found = [*found, f"samples: an entry of p for each item is required, {len(p)} for {len(Q)} were found"]
     heads, channels = Q.shape[2], p.shape[3]
     plain = not backend.reads_weights or are_plain(block, heads, channels)
     if found or not plain:

@@ -5,7 +5,8 @@ from p to where its scores will be, sixteen slots at a time (transposed in regis
 channels are plain additions); products, softmax and the sum over values follow while the tile is in cache. Each thread
 takes a stretch of rows. FlashAttention's recomputation (Dao et al., arXiv:2205.14135) gives the backward pass: weights
 are recomputed from the saved log-sum-exp; p is read once, dp written once, dK and dV summed per thread, then over
-threads, so that there are no atomics and the same call gives the same bits.
+threads, so that there are no atomics and the same call gives the same bits. Samples that share p take a tile in turn:
+its bias is made once for all of them, and in the backward their dS are summed before they meet p.
 
 The kernels (``cpu/*.h``) are written in the compilers' portable vector extensions and compiled for the processor at
 first use, some seconds once per machine. Arithmetic is float32. p that is not contiguous is copied first.
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pallatom.architecture import _samples
 from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
 from pallatom.architecture.eager import eager
 
-from ._backend import Backend, Cost, Mode, Shape
+from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
 from ._require import pair_weights, require, require_pairs
 from .band.plan import BandPlan, band_path, band_plan
 from .cpu.library import Call, library, library_reasons
@@ -44,6 +46,8 @@ class CpuFusedBlock(AtomTransformerBlock):
         require(BACKEND, self, Q, K, V, p)
         plan = band_plan(neighbor_idx, valid_mask)
         gamma, beta, weight, eps = pair_weights(self)
+        p = _samples.once(p)
+        K, V = _samples.matched(K, Q, p), _samples.matched(V, Q, p)
         with torch.autocast("cpu", enabled=False):
             return _FusedAttention.apply(Q, K, V, p, gamma, beta, weight, eps, plan, valid_mask)
 
@@ -54,6 +58,7 @@ class CpuFusedEncoder(AtomFeatureEncoder):
     @eager
     def _pairs(self, ref_pos, own, other, z, tok, neighbor_idx, valid_mask):
         require_pairs(BACKEND, self, ref_pos, own, other, z)
+        _require_one_batch(self, ref_pos, z)
         linears = [self.proj_d_vec.weight, self.proj_inv_sq.weight, self.proj_v.weight]
         with torch.autocast("cpu", enabled=False):
             return encoder_pairs(ref_pos, own, other, z, linears, self.mlp_p, tok, neighbor_idx, valid_mask)
@@ -65,8 +70,15 @@ class CpuFusedDecoder(AtomAttentionDecoder):
     @eager
     def _pairs(self, p_skip, z, tok, neighbor_idx, valid_mask):
         require_pairs(BACKEND, self, p_skip, z)
+        _require_one_batch(self, p_skip, z)
         with torch.autocast("cpu", enabled=False):
             return decoder_pairs(p_skip, z, self.mlp_p, tok, neighbor_idx, valid_mask)
+
+
+def _require_one_batch(model: AtomFeatureEncoder | AtomAttentionDecoder, entries: Tensor, z: Tensor) -> None:
+    if len(entries) != len(z):
+        reason = f"samples: a z of each entry is required, a batch of {len(z)} for {len(entries)} entries was found"
+        raise UnsupportedError([reason], who=type(model).__name__)
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -86,7 +98,7 @@ class _FusedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         Q, K, V, p, gamma, beta, weight, mask, out, lse = ctx.saved_tensors
-        dQ, dK, dV = (torch.empty(Q.shape, dtype=torch.float32) for _ in range(3))
+        dQ, dK, dV = (torch.empty(x.shape, dtype=torch.float32) for x in (Q, K, V))
         dp = torch.empty(p.shape, dtype=p.dtype) if ctx.needs_input_grad[3] else None
         moment = torch.empty(weight.shape, dtype=torch.float32)
         given = {"out": out, "lse": lse, "grad": grad_out.float().contiguous()}
@@ -119,17 +131,22 @@ def _run(
     **others: Tensor | None,
 ) -> None:
     """Call the kernel ``forward`` or ``backward``; ``others`` by their names in ``Call``, contiguous."""
+    (batch, n_atom, heads, dim), (entries, _, slots, channels) = Q.shape, p.shape
+    samples = batch // entries if entries else 1
+    keys = samples if len(K) > entries else 1
+    pairs = p[:1] if entries > 1 and p.stride(0) == 0 else p
     items = mask if mask.dim() == 3 else mask[None]
+    seen = _samples.live_in_any(items, entries) if plan.has_holes else items[:1]
+    own = _samples.repeated(items, batch) if plan.has_holes and len(items) > len(seen) else None
     tensors = {
         **{name: x.float().contiguous() for name, x in (("q", Q), ("k", K), ("v", V))},
-        **{"p": p.contiguous(), "weight": weight.contiguous()},
+        **{"p": pairs.contiguous(), "weight": weight.contiguous()},
         **{"base": plan.base, "start": plan.start, "stop": plan.stop},
-        **{"mask": items.contiguous() if plan.has_holes else None},
+        **{"mask": seen.contiguous() if plan.has_holes else None},
+        **{"own_mask": None if own is None else own.contiguous()},
         **others,
     }
-    batch, n_atom, heads, dim = Q.shape
-    threads = _threads(n_atom)
-    call = Call(batch, n_atom, p.shape[2], heads, dim, p.shape[3], threads, len(items))
+    call = Call(entries, samples, keys, len(pairs), len(seen), n_atom, slots, heads, dim, channels, _threads(n_atom))
     for name, tensor in tensors.items():
         setattr(call, name, None if tensor is None else tensor.data_ptr())
     call.eps, call.pair_is_bfloat16 = eps, p.dtype == torch.bfloat16
@@ -176,6 +193,7 @@ BACKEND = Backend(
     cost=cost,
     backward=("cpu",),
     needs_band=True,
+    samples=True,
     reads_weights=True,
     everyday=True,
     path=band_path,

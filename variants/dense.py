@@ -9,10 +9,13 @@ Cost: 4·N² FLOPs per channel whatever K is; the bias matrix is H·N² elements
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pallatom.architecture import _samples
 from pallatom.architecture._remember import remembered
 from pallatom.architecture._validate import refuse_out_of_range
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
@@ -33,11 +36,17 @@ class DenseBlock(AtomTransformerBlock):
             raise UnsupportedError(
                 [f"index: neighbours listed once each are required, row {row} lists one twice"], who=type(self).__name__
             )
+        p = _samples.once(p)
         live = valid_mask if valid_mask.dim() == 3 else valid_mask[None]
-        bias = self.pair_bias(self.norm_pair(p.masked_fill(~live[..., None], 0))).to(Q.dtype)
-        mask = _matrix(bias.permute(0, 3, 1, 2), neighbor_idx, live)
-        out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (Q, K, V)), attn_mask=mask).transpose(1, 2)
-        return out.masked_fill(~live.any(-1)[..., None, None], 0)
+        bias = self.pair_bias(self.norm_pair(p.masked_fill(~_samples.live_in_any(live, len(p))[..., None], 0)))
+        return _samples.one_by_one(partial(_attention, neighbor_idx), Q, K, V, bias, live)
+
+
+def _attention(neighbor_idx: Tensor, Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, live: Tensor) -> Tensor:
+    """One batch, from its bias [B, N, K, H]; live [1 or B, N, K]."""
+    mask = _matrix(bias.to(Q.dtype).permute(0, 3, 1, 2), neighbor_idx, live)
+    out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (Q, K, V)), attn_mask=mask).transpose(1, 2)
+    return out.masked_fill(~live.any(-1)[..., None, None], 0)
 
 
 def _matrix(bias: Tensor, neighbor_idx: Tensor, live: Tensor) -> Tensor:
@@ -91,4 +100,5 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     cost=cost,
     needs_unique=True,
+    samples=True,
 )

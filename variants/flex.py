@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pallatom.architecture import _samples
 from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 from pallatom.architecture.eager import eager
@@ -174,12 +175,18 @@ class FlexBlock(AtomTransformerBlock):
             return super()._attend(Q, K, V, p, neighbor_idx, valid_mask)  # the layer's own empty sum
         plan = band_plan(neighbor_idx, valid_mask)
         score_blocks = blocks(plan)
-        holes = valid_mask.reshape(-1, *valid_mask.shape[-2:]) if plan.has_holes else None
         if not torch.is_grad_enabled():
             Q, K, V = Q.detach(), K.detach(), V.detach()
-        project = compiled(_bias, p, valid_mask, *self.parameters(), static=(self.n_heads, Q.dtype))
-        bias = project(self, p, valid_mask, Q.dtype)
-        return compiled(_attention, Q, K, V, bias, *score_blocks, holes)(Q, K, V, bias, score_blocks, holes)
+        p = _samples.once(p)
+        seen = _samples.live_in_any(valid_mask, len(p))
+        bias = compiled(_bias, p, seen, *self.parameters(), static=(self.n_heads, Q.dtype))(self, p, seen, Q.dtype)
+
+        def attend(Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, live: Tensor) -> Tensor:
+            holes = live if plan.has_holes else None
+            return compiled(_attention, Q, K, V, bias, *score_blocks, holes)(Q, K, V, bias, score_blocks, holes)
+
+        live = valid_mask if valid_mask.dim() == 3 else valid_mask[None]
+        return _samples.one_by_one(attend, Q, K, V, bias, live)
 
 
 def path(
@@ -194,7 +201,7 @@ def _require_size(block: FlexBlock, Q: Tensor, p: Tensor) -> None:
     reasons = []
     if Q.device.type == "cuda" and Q.shape[3] < 16:
         reasons.append(f"head_dim: at least 16 is required on CUDA, {Q.shape[3]} was found")
-    bias_elements = Q.shape[0] * Q.shape[2] * p.shape[1] * p.shape[2]
+    bias_elements = p.shape[0] * Q.shape[2] * p.shape[1] * p.shape[2]
     if bias_elements > _INT32_MAX:
         reasons.append(f"B·H·N·K: at most {_INT32_MAX} is required (32-bit offsets), {bias_elements} was found")
     if reasons:
@@ -233,6 +240,7 @@ BACKEND = Backend(
     backward=("cuda",),
     min_capability=(7, 5),
     needs_band=True,
+    samples=True,
     reads_weights=True,
     probe=probe,
     compiles=True,

@@ -38,4 +38,5 @@ BACKEND = Backend(
     devices=("cpu", "cuda"),
     dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     cost=cost,
+    samples=True,
 )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pallatom.architecture import _samples
 from pallatom.architecture._validate import check_live_indices
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
@@ -32,6 +33,14 @@ def _plain(
     return AtomTransformerBlock._attend(block, Q, K, V, p, neighbor_idx, valid_mask)
 
 
+def _bias(block: AtomTransformerBlock, p: Tensor, seen: Tensor) -> Tensor:
+    return block.pair_bias(block.norm_pair(nan_where_squares_overflow(p).masked_fill(~seen[..., None], 0)))
+
+
+def _sample(block: AtomTransformerBlock, idx: Tensor, *sample: Tensor) -> Tensor:
+    return block._gather(idx, *sample)
+
+
 class GatherCompiledBlock(AtomTransformerBlock):
     """The base block with its attention seam under ``torch.compile(fullgraph=True, dynamic=False)``."""
 
@@ -42,8 +51,23 @@ class GatherCompiledBlock(AtomTransformerBlock):
         if reasons := backward_hook_reasons(self):
             raise UnsupportedError(reasons, who=type(self).__name__)  # Dynamo compiles forward hooks only
         check_live_indices(neighbor_idx, valid_mask)  # a compiled program cannot
+        p = _samples.once(p)
+        if len(Q) > len(p):
+            return self._attend_samples(Q, K, V, p, neighbor_idx, valid_mask)
         inputs = (Q, K, V, p, neighbor_idx, valid_mask)
         return compiled(_plain, *inputs, *self.parameters(), static=self.n_heads)(self, *inputs)
+
+    def _attend_samples(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, idx: Tensor, valid_mask: Tensor) -> Tensor:
+        """A program for the bias and one for a sample of every entry, which so many samples run in turn."""
+        live = valid_mask if valid_mask.dim() == 3 else valid_mask[None]
+        given = (p, _samples.live_in_any(live, len(p)))
+        bias = compiled(_bias, *given, *self.parameters(), static=self.n_heads)(self, *given)
+        idx = idx.masked_fill(~live.any(0), 0)
+
+        def attend(*sample: Tensor) -> Tensor:
+            return compiled(_sample, idx, *sample, static=self.n_heads)(self, idx, *sample)
+
+        return _samples.one_by_one(attend, Q, K, V, bias, live)
 
 
 def cost(shape: Shape, mode: Mode) -> Cost:
@@ -67,6 +91,7 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     cost=cost,
     min_capability=(7, 0),
+    samples=True,
     probe=compiler_reasons,
     compiles=True,
 )

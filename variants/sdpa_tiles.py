@@ -50,6 +50,7 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     cost=cost,
     needs_band=True,
+    samples=True,
     everyday=True,
     path=path,
 )

@@ -19,11 +19,13 @@ ops, so time and memory have a term quadratic in N (one byte per head and 1,024 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pallatom.architecture import _samples
 from pallatom.architecture._remember import remembered
 from pallatom.architecture._validate import refuse_out_of_range
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
@@ -40,13 +42,11 @@ _MAX_LAYOUT = 2**28  # the layout is dense, N/32 squared, and the library's nonz
 
 class Layout(NamedTuple):
     """Where pairs live: ``blocks [nb, nb]`` bool; block-row of each block ``row [nnz]``, in the order of ``nonzero``;
-    cell of each slot ``cell [N·K]`` in the flat list of all blocks' cells, dead slots in one cell behind the last;
-    ``alive [N]`` or ``[B, N]``: rows with a live slot."""
+    cell of each slot ``cell [N·K]`` in the flat list of all blocks' cells, dead slots in one cell behind the last."""
 
     blocks: Tensor
     row: Tensor
     cell: Tensor
-    alive: Tensor
 
 
 @remembered
@@ -72,16 +72,16 @@ def layout(neighbor_idx: Tensor, valid_mask: Tensor) -> Layout:
     taken[cell.flatten()] = True
     if int(taken[:-1].sum()) < int(live.sum()):
         raise UnsupportedError(["index: no neighbour twice in a row is required, some row has one"], who=__name__)
-    return Layout(present.view(side, side), kept // side, cell.flatten(), valid_mask.any(-1))
+    return Layout(present.view(side, side), kept // side, cell.flatten())
 
 
-def bias_cells(bias: Tensor, valid_mask: Tensor, where: Layout) -> Tensor:
+def bias_cells(bias: Tensor, live: Tensor, alive: Tensor, where: Layout) -> Tensor:
     """``bias [B, N, K, H]`` at its cells: ``[B, H, nnz · side²]``; in cells that no live pair owns −∞, or 0 in rows
-    without one. No finite number would do: a live pair's bias may be any, and lie far below it."""
+    without one. ``live [1 or B, N, K]`` are its slots, ``alive`` its rows that have one. No finite number would do: a
+    live pair's bias may be any, and lie far below it."""
     batch, heads, cells = bias.shape[0], bias.shape[3], where.row.numel() * _SIDE**2
-    dead = torch.zeros_like(where.alive, dtype=bias.dtype).masked_fill(where.alive, -math.inf)  # [N] or [B, N]
-    if valid_mask.dim() == 3:
-        bias = torch.where(valid_mask[..., None], bias, dead[..., None, None])
+    dead = torch.zeros_like(alive, dtype=bias.dtype).masked_fill(alive, -math.inf)  # [1 or B, N]
+    bias = torch.where(live[..., None], bias, dead[..., None, None])
     by_row = torch.nn.functional.pad(dead, (0, -dead.shape[-1] % _SIDE)).view(-1, where.blocks.shape[0], _SIDE)
     values = bias.new_empty(batch, heads, cells + 1)
     values[..., :cells].unflatten(2, (-1, _SIDE, _SIDE)).copy_(by_row[:, None, where.row, :, None])
@@ -106,14 +106,21 @@ class XformersBlocksparseBlock(AtomTransformerBlock):
         where = layout(neighbor_idx, valid_mask)
         if where.row.numel() == 0:  # no live pair: the layer's own empty sum
             return super()._attend(Q, K, V, p[:, :, :0], neighbor_idx[:, :0], valid_mask[..., :0])
-        bias = self.pair_bias(self.norm_pair(torch.where(valid_mask[..., None], p, 0)))
-        wide = torch.promote_types(Q.dtype, torch.float32)
-        with torch.autocast(Q.device.type, enabled=False):
-            cells = bias_cells(bias.to(wide), valid_mask, where)
-            q, k, v = (_by_head(t.to(wide)) for t in (Q, K, V))
-            out = _attention(q, k, v, cells, where)
-        out = out[:, :, : Q.shape[1]].transpose(1, 2)
-        return torch.where(where.alive[..., None, None], out, 0).to(Q.dtype)
+        p = _samples.once(p)
+        bias = self.pair_bias(self.norm_pair(torch.where(_samples.live_in_any(valid_mask, len(p))[..., None], p, 0)))
+        live = valid_mask if valid_mask.dim() == 3 else valid_mask[None]
+        return _samples.one_by_one(partial(_attend_one, where), Q, K, V, bias, live)
+
+
+def _attend_one(where: Layout, Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, live: Tensor) -> Tensor:
+    """One batch, from its bias [B, N, K, H]; live [1 or B, N, K]."""
+    wide, alive = torch.promote_types(Q.dtype, torch.float32), live.any(-1)
+    with torch.autocast(Q.device.type, enabled=False):
+        cells = bias_cells(bias.to(wide), live, alive, where)
+        q, k, v = (_by_head(t.to(wide)) for t in (Q, K, V))
+        out = _attention(q, k, v, cells, where)
+    out = out[:, :, : Q.shape[1]].transpose(1, 2)
+    return torch.where(alive[..., None, None], out, 0).to(Q.dtype)
 
 
 def path(
@@ -167,6 +174,7 @@ BACKEND = Backend(
     dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     cost=cost,
     needs_unique=True,
+    samples=True,
     probe=lambda device: list(library_reasons()),
     path=path,
 )

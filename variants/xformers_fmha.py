@@ -72,6 +72,7 @@ BACKEND = Backend(
     backward=("cuda",),
     min_capability=(7, 0),
     needs_band=True,
+    samples=True,
     path=path,
     probe=probe,
 )

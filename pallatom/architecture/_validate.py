@@ -41,7 +41,8 @@ def check_heads(c_atom: int, n_heads: int) -> int:
 def check_shapes(sizes: Mapping[str, int], **arguments: tuple[Tensor, str]) -> dict[str, int]:
     """Compare each tensor with its axis names, in order; a name not in `sizes` takes the first length it meets.
 
-    ``check_shapes({"C": 16}, q=(q, "B N C"))`` returns the sizes with B and N filled in.
+    ``check_shapes({"C": 16}, q=(q, "B N C"))`` returns the sizes with B and N filled in. ``B|B_p``: either
+    of two that are known.
     """
     known = dict(sizes)
     for name, (tensor, axes) in arguments.items():
@@ -50,12 +51,36 @@ def check_shapes(sizes: Mapping[str, int], **arguments: tuple[Tensor, str]) -> d
         letters = axes.split()
         if tensor.ndim == len(letters):
             for letter, length in zip(letters, tensor.shape, strict=True):
-                known.setdefault(letter, length)
-            if all(known[letter] == length for letter, length in zip(letters, tensor.shape, strict=True)):
+                if "|" not in letter:
+                    known.setdefault(letter, length)
+            if all(length in _lengths(letter, known) for letter, length in zip(letters, tensor.shape, strict=True)):
                 continue
-        wanted = ", ".join(f"{letter}={known[letter]}" if letter in known else letter for letter in letters)
+        wanted = ", ".join(_named(letter, known) for letter in letters)
         raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
     return known
+
+
+def _named(letter: str, known: Mapping[str, int]) -> str:
+    return " or ".join(f"{name}={length}" for length, name in _lengths(letter, known).items()) or letter
+
+
+def _lengths(letter: str, known: Mapping[str, int]) -> dict[int, str]:
+    """What an axis may measure, each with the first of its names that is known to."""
+    found: dict[int, str] = {}
+    for one in letter.split("|"):
+        if one in known:
+            found.setdefault(known[one], one)
+    return found
+
+
+def check_samples(sizes: Mapping[str, int], *, own: str, shared: str) -> None:
+    """The batch B of `own` holds M samples of each of the B_p entries of `shared`."""
+    batch, entries = sizes["B"], sizes["B_p"]
+    if batch % entries if entries else batch:
+        raise ValueError(
+            f"{own} must have a batch B that is a multiple of {shared}'s, each entry of which so many samples share: "
+            f"a multiple of B_p={entries} was expected, got B={batch}"
+        )
 
 
 def _plain_sizes(**axes: int | None) -> dict[str, int]:
@@ -112,12 +137,14 @@ def check_integers(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must hold integers, got {tensor.dtype}")
 
 
-def check_per_atom(batch: int, n_atom: int, **labels: Tensor) -> None:
-    """Integers, [N] or [B, N]."""
+def check_per_atom(sizes: Mapping[str, int], axis: str, **labels: Tensor) -> None:
+    """Integers, [N] or, with `axis` as of ``check_shapes``, [B, N]."""
     check_integers(**labels)
+    n_atom = sizes["N"]
     for name, label in labels.items():
-        if label.shape not in ((n_atom,), (batch, n_atom)):
-            raise ValueError(f"{name} must have shape [N={n_atom}] or [B={batch}, N={n_atom}], got {list(label.shape)}")
+        if label.shape not in ((n_atom,), *((batch, n_atom) for batch in _lengths(axis, sizes))):
+            wanted = f"[N={n_atom}] or [{_named(axis, sizes)}, N={n_atom}]"
+            raise ValueError(f"{name} must have shape {wanted}, got {list(label.shape)}")
 
 
 def check_tok_idx(tok_idx: Tensor, n_res: int | None = None) -> Tensor:
@@ -140,13 +167,13 @@ def check_tok_idx(tok_idx: Tensor, n_res: int | None = None) -> Tensor:
     return tok_idx.long()
 
 
-def check_neighbors(neighbor_idx: Tensor, valid_mask: Tensor, *, batch: int, n_atom: int, n_slot: int) -> None:
-    """`neighbor_idx` int64 [N, K]; `valid_mask` bool [N, K] or [B, N, K]."""
-    check_shapes({"N": n_atom, "K": n_slot}, neighbor_idx=(neighbor_idx, "N K"))
+def check_neighbors(neighbor_idx: Tensor, valid_mask: Tensor, sizes: Mapping[str, int]) -> None:
+    """`neighbor_idx` int64 [N, K]; `valid_mask` bool [N, K], [B, N, K] or [B_p, N, K]."""
+    check_shapes(sizes, neighbor_idx=(neighbor_idx, "N K"))
     if neighbor_idx.dtype != torch.int64:
         raise TypeError(f"neighbor_idx must be torch.int64, got {neighbor_idx.dtype}")
-    axes = "B N K" if isinstance(valid_mask, Tensor) and valid_mask.ndim == 3 else "N K"
-    check_shapes({"B": batch, "N": n_atom, "K": n_slot}, valid_mask=(valid_mask, axes))
+    axes = "B|B_p N K" if isinstance(valid_mask, Tensor) and valid_mask.ndim == 3 else "N K"
+    check_shapes(sizes, valid_mask=(valid_mask, axes))
     if valid_mask.dtype != torch.bool:
         raise TypeError(f"valid_mask must be torch.bool, got {valid_mask.dtype}")
 
@@ -194,12 +221,13 @@ def check_block(
     sizes = check_shapes(
         _plain_sizes(c_atom=block.n_heads * block.head_dim, c_atompair=_width_in(block.pair_bias)),
         q=(q, "B N c_atom"),
-        c=(c, "B N c_atom"),
-        p=(p, "B N K c_atompair"),
+        p=(p, "B_p N K c_atompair"),
     )
+    check_samples(sizes, own="q", shared="p")
+    check_shapes(sizes, c=(c, "B|B_p N c_atom"))
     weight = _float_weight(block, block.to_q)
     check_floats(weight, q=q, c=c, p=p)
-    check_neighbors(neighbor_idx, valid_mask, batch=sizes["B"], n_atom=sizes["N"], n_slot=sizes["K"])
+    check_neighbors(neighbor_idx, valid_mask, sizes)
     check_device(weight, neighbor_idx=neighbor_idx, valid_mask=valid_mask)
 
 
@@ -221,15 +249,16 @@ def check_encoder(
             c_token=_width_in(encoder.proj_s_init),
             c_pair=_width_in(encoder.proj_z_init),
         ),
-        ref_pos=(ref_pos, "B N xyz"),
-        ref_element=(ref_element, "B N E"),
-        s_input=(s_input, "B R c_token"),
-        z_input=(z_input, "B R R c_pair"),
+        ref_pos=(ref_pos, "B_p N xyz"),
+        ref_element=(ref_element, "B_p N E"),
         r_scaled=(r_scaled, "B N xyz"),
     )
+    check_samples(sizes, own="r_scaled", shared="ref_pos")
+    check_shapes(sizes, s_input=(s_input, "B|B_p R c_token"), z_input=(z_input, "B|B_p R R c_pair"))
     weight = _float_weight(encoder, encoder.proj_fref_c)
     check_floats(weight, ref_pos=ref_pos, ref_element=ref_element, s_input=s_input, z_input=z_input, r_scaled=r_scaled)
-    check_per_atom(sizes["B"], sizes["N"], ref_space_uid=ref_space_uid, tok_idx=tok_idx)
+    check_per_atom(sizes, "B_p", ref_space_uid=ref_space_uid)
+    check_per_atom(sizes, "B|B_p", tok_idx=tok_idx)
     check_device(weight, ref_space_uid=ref_space_uid, tok_idx=tok_idx)
 
 
@@ -252,13 +281,17 @@ def check_decoder(
             c_pair=_width_in(decoder.proj_z),
         ),
         q_skip=(q_skip, "B N c_atom"),
-        p_skip=(p_skip, "B N K c_atompair"),
-        c_skip=(c_skip, "B N c_atom"),
-        c=(c, "B N c_atom"),
-        s=(s, "B R c_token"),
-        z=(z, "B R R c_pair"),
+        p_skip=(p_skip, "B_p N K c_atompair"),
+    )
+    check_samples(sizes, own="q_skip", shared="p_skip")
+    check_shapes(
+        sizes,
+        c_skip=(c_skip, "B|B_p N c_atom"),
+        c=(c, "B|B_p N c_atom"),
+        s=(s, "B|B_p R c_token"),
+        z=(z, "B|B_p R R c_pair"),
     )
     weight = _float_weight(decoder, decoder.proj_s_q)
     check_floats(weight, q_skip=q_skip, p_skip=p_skip, c_skip=c_skip, c=c, s=s, z=z)
-    check_per_atom(sizes["B"], sizes["N"], tok_idx=tok_idx)
+    check_per_atom(sizes, "B|B_p", tok_idx=tok_idx)
     check_device(weight, tok_idx=tok_idx)

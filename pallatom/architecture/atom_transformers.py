@@ -11,13 +11,14 @@ encoder and decoder that override ``_pairs``. All else stays as it is here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pallatom.architecture import _validate
+from pallatom.architecture import _samples, _validate
 from pallatom.architecture._index import WINDOW_SIZE, atom_pairs, build_sparse_pairs
 from pallatom.architecture._residues import band_columns, residue_band
 
@@ -68,6 +69,12 @@ def _by_rows(make: Callable[[slice], tuple[Tensor, ...]], neighbor_idx: Tensor) 
     return whole
 
 
+def _for_pairs(c: Tensor, p: Tensor, neighbor_idx: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A transformer's arguments where each sample has pairs of its own while c or the mask is still shared."""
+    c = _samples.repeated(c, max(len(c), len(p)))
+    return c, p, neighbor_idx, _samples.repeated(valid, len(p)) if valid.ndim == 3 else valid
+
+
 class AtomTransformerBlock(nn.Module):
     """One block: local attention with pair bias, conditioned by c, then a feed-forward layer; both residual.
 
@@ -97,29 +104,32 @@ class AtomTransformerBlock(nn.Module):
     def forward(
         self,
         q: Float[Tensor, "b n c_atom"],
-        c: Float[Tensor, "b n c_atom"],
-        p: Float[Tensor, "b n k c_atompair"],
+        c: Float[Tensor, "bc n c_atom"],
+        p: Float[Tensor, "bp n k c_atompair"],
         neighbor_idx: Int[Tensor, "n k"],
-        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "b n k"],
+        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "bm n k"],
     ) -> Float[Tensor, "b n c_atom"]:
-        """Update the atoms q given their conditioning c and their pairs p. A mask [B, N, K] may differ per item."""
+        """Update the atoms q given their conditioning c and their pairs p. A mask [B, N, K] may differ per item.
+
+        p has a batch B_p that divides B; c and the mask have either (see the module's docstring). K and V are made once
+        for each entry of c.
+        """
         _validate.check_block(self, q, c, p, neighbor_idx, valid_mask)
         heads = (self.n_heads, self.head_dim)
-        c = self.norm_c(c)
+        c = self.norm_c(_samples.once(c))
         Q = self.to_q(self.norm_q(q)).unflatten(-1, heads)
-        K = self.to_k(c).unflatten(-1, heads)
-        V = self.to_v(c).unflatten(-1, heads)
+        K, V = (_samples.repeated(x.unflatten(-1, heads), max(len(x), len(p))) for x in (self.to_k(c), self.to_v(c)))
         q = q + self.to_out(self._attend(Q, K, V, p, neighbor_idx, valid_mask).flatten(-2))
         return q + self.ff2(F.relu(self.ff1(self.norm_ff(q))))
 
     def _attend(
         self,
         Q: Float[Tensor, "b n h d"],
-        K: Float[Tensor, "b n h d"],
-        V: Float[Tensor, "b n h d"],
-        p: Float[Tensor, "b n k c"],
+        K: Float[Tensor, "bc n h d"],
+        V: Float[Tensor, "bc n h d"],
+        p: Float[Tensor, "bp n k c"],
         neighbor_idx: Int[Tensor, "n k"],
-        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "b n k"],
+        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "bm n k"],
     ) -> Float[Tensor, "b n h d"]:
         """The seam for backends: here, gather K neighbours and attend to them.
 
@@ -129,11 +139,23 @@ class AtomTransformerBlock(nn.Module):
             O[l] = sum_k softmax_k(S)[l, k] V[idx[l, k]]             over live slots; 0 where an atom has none
 
         Q, K and V may be narrower than p (autocast). The softmax is taken in float32 at least.
+
+        Batches: Q has B = B_p M, p has B_p, K and V both have B or both B_p, a mask [N, K] is everybody's and one with
+        a batch has B or B_p. With x any of them, item i of Q uses ``x[i // (B / len(x))]``: the sample index runs
+        fastest. A slot that is live for some samples of an entry has p for these; dead for all, it may hold anything.
+        The gradients of K, V and p are sums over the samples that use an entry, taken in float32 at least. No tensor of
+        p's size is repeated M times, nor is a p that is expanded over its batch (stride 0) copied so as to be read;
+        where such a p wants a gradient, each of its items gets its own. M = 1 is the plain case.
         """
         _validate.check_live_indices(neighbor_idx, valid_mask)
+        p = _samples.once(p)
         live = valid_mask if valid_mask.ndim == 3 else valid_mask[None]
         idx = neighbor_idx.masked_fill(~live.any(0), 0)
-        bias = self.pair_bias(self.norm_pair(p.masked_fill(~live[..., None], 0)))
+        bias = self.pair_bias(self.norm_pair(p.masked_fill(~_samples.live_in_any(live, len(p))[..., None], 0)))
+        return _samples.one_by_one(partial(self._gather, idx), Q, K, V, bias, live)
+
+    def _gather(self, idx: Tensor, Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, live: Tensor) -> Tensor:
+        """O of the seam's equations, over one batch, from its bias [B, N, K, H]; ``live`` is [1 or B, N, K]."""
         S = torch.einsum("blhd,blkhd->blkh", Q * self.head_dim**-0.5, K[:, idx])
         S = S.to(torch.promote_types(S.dtype, torch.float32)) + bias
         # A row without live slots keeps finite scores, so that no NaN is ever made; its weights are dropped below.
@@ -158,10 +180,10 @@ class AtomTransformer(nn.Module):
     def forward(
         self,
         q: Float[Tensor, "b n c_atom"],
-        c: Float[Tensor, "b n c_atom"],
-        p: Float[Tensor, "b n k c_atompair"],
+        c: Float[Tensor, "bc n c_atom"],
+        p: Float[Tensor, "bp n k c_atompair"],
         neighbor_idx: Int[Tensor, "n k"],
-        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "b n k"],
+        valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "bm n k"],
     ) -> Float[Tensor, "b n c_atom"]:
         """As a block's, through all blocks."""
         for block in self.blocks:
@@ -213,36 +235,41 @@ class AtomFeatureEncoder(nn.Module):
 
     def forward(
         self,
-        ref_pos: Float[Tensor, "b n 3"],
-        ref_element: Float[Tensor, "b n e"],
-        ref_space_uid: Int[Tensor, " n"] | Int[Tensor, "b n"],
-        s_input: Float[Tensor, "b r c_token"],
-        z_input: Float[Tensor, "b r r c_pair"],
+        ref_pos: Float[Tensor, "bp n 3"],
+        ref_element: Float[Tensor, "bp n e"],
+        ref_space_uid: Int[Tensor, " n"] | Int[Tensor, "bp n"],
+        s_input: Float[Tensor, "bs r c_token"],
+        z_input: Float[Tensor, "bz r r c_pair"],
         r_scaled: Float[Tensor, "b n 3"],
-        tok_idx: Int[Tensor, " n"] | Int[Tensor, "b n"],
+        tok_idx: Int[Tensor, " n"] | Int[Tensor, "bt n"],
     ) -> tuple[
         Float[Tensor, "b r c"],
         Float[Tensor, "b n m"],
-        Float[Tensor, "b n m"],
-        Float[Tensor, "b n k d"],
-        Float[Tensor, "b n m"],
+        Float[Tensor, "bp n m"],
+        Float[Tensor, "bp n k d"],
+        Float[Tensor, "bs n m"],
     ]:
         """Return (s_i, q_skip, c_skip, p_skip, c_l): residues, atoms, and what the decoder's skips need.
 
         Atoms see each other within the window and where `ref_space_uid` is equal; p_skip is 0 elsewhere.
+
+        r_scaled may have a batch B = B_p M, M noised samples of each of the B_p reference conformers; s_input and
+        z_input have either. s_i and q_skip have B, c_skip and p_skip B_p, c_l the batch of s_input. What only depends
+        on the B_p is made once for all its samples.
         """
         _validate.check_encoder(self, ref_pos, ref_element, ref_space_uid, s_input, z_input, r_scaled, tok_idx)
         n_res = s_input.shape[1]
         tok, neighbor_idx, valid = atom_pairs(tok_idx, n_res, self.window_size, ref_space_uid)
 
         c_skip = self.proj_fref_c(torch.cat([ref_pos, ref_element], -1))
-        c_l = c_skip + self.proj_s_init(self.norm_s_init(s_input))[:, tok]
+        c_l = _samples.add(c_skip, self.proj_s_init(self.norm_s_init(s_input))[:, tok])
 
         # Norm and projection act per residue pair that a window sees: never on [B, N, K, c_pair], nor on all of z.
         z = self.proj_z_init(self.norm_z_init(residue_band(z_input, self.window_size)))
         own, other = self.proj_cl_pair(F.relu(c_skip)), self.proj_cm_pair(F.relu(c_skip))
         p_skip, p = self._pairs(ref_pos, own, other, z, tok, neighbor_idx, valid)
-        q_skip = self.transformer(c_skip + self.proj_r_scaled(r_scaled), c_l, p, neighbor_idx, valid)
+        q = _samples.add(c_skip, self.proj_r_scaled(r_scaled))
+        q_skip = self.transformer(q, *_for_pairs(c_l, p, neighbor_idx, valid))
         return self._residue_mean(F.relu(self.proj_agg(q_skip)), tok, n_res), q_skip, c_skip, p_skip, c_l
 
     def _pairs(
@@ -250,11 +277,11 @@ class AtomFeatureEncoder(nn.Module):
         ref_pos: Float[Tensor, "b n 3"],
         own: Float[Tensor, "b n d"],
         other: Float[Tensor, "b n d"],
-        z: Float[Tensor, "b r w d"],
+        z: Float[Tensor, "bz r w d"],
         tok: Int[Tensor, " n"],
         neighbor_idx: Int[Tensor, "n k"],
         valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "b n k"],
-    ) -> tuple[Float[Tensor, "b n k d"], Float[Tensor, "b n k d"]]:
+    ) -> tuple[Float[Tensor, "b n k d"], Float[Tensor, "bz n k d"]]:
         """The seam of the pairs for backends: (p_skip, p), here chunk by chunk as the equations stand.
 
         ::
@@ -264,6 +291,7 @@ class AtomFeatureEncoder(nn.Module):
             x = p_skip[l, k] + z[tok[l], column of tok[m]];  p[l, k] = x + mlp_p(x)                anything where dead
 
         `own` and `other` are the projections of relu(c_skip), `z` the projected band; which column: ``band_columns``.
+        p has z's batch, which may be M times that of all else where each sample has a z of its own.
         """
 
         def pairs(rows: slice) -> tuple[Tensor, Tensor]:
@@ -271,7 +299,7 @@ class AtomFeatureEncoder(nn.Module):
             p_skip = self._reference_pairs(ref_pos[:, rows], ref_pos[:, atoms], own[:, rows], other[:, atoms])
             p_skip = p_skip.masked_fill(~valid_mask[..., rows, :, None], 0)
             residue = tok[rows, None]
-            p = p_skip + z[:, residue, band_columns(residue, tok[atoms], z)]
+            p = _samples.add(p_skip, z[:, residue, band_columns(residue, tok[atoms], z)])
             return p_skip, p + self.mlp_p(p)
 
         p_skip, p = _by_rows(pairs, neighbor_idx)
@@ -327,39 +355,43 @@ class AtomAttentionDecoder(nn.Module):
     def forward(
         self,
         q_skip: Float[Tensor, "b n c_atom"],
-        p_skip: Float[Tensor, "b n k c_atompair"],
-        c_skip: Float[Tensor, "b n c_atom"],
-        c: Float[Tensor, "b n c_atom"],
-        s: Float[Tensor, "b r c_token"],
-        z: Float[Tensor, "b r r c_pair"],
-        tok_idx: Int[Tensor, " n"] | Int[Tensor, "b n"],
+        p_skip: Float[Tensor, "bp n k c_atompair"],
+        c_skip: Float[Tensor, "bk n c_atom"],
+        c: Float[Tensor, "bc n c_atom"],
+        s: Float[Tensor, "bs r c_token"],
+        z: Float[Tensor, "bz r r c_pair"],
+        tok_idx: Int[Tensor, " n"] | Int[Tensor, "bt n"],
     ) -> tuple[
         Float[Tensor, "b n c_atom"],
-        Float[Tensor, "b n k c_atompair"],
+        Float[Tensor, "bo n k c_atompair"],
         Float[Tensor, "b n 3"],
-        Float[Tensor, "b n c_atom"],
+        Float[Tensor, "bo2 n c_atom"],
     ]:
-        """Return (q, p, r_update, c_out). Atoms see each other within the window; p is 0 elsewhere."""
+        """Return (q, p, r_update, c_out). Atoms see each other within the window; p is 0 elsewhere.
+
+        q_skip may have a batch B = B_p M, M samples of each of p_skip's B_p entries; all else has either. q and
+        r_update have B, p that of z where it has M times p_skip's, c_out the greater of s's and c_skip's.
+        """
         _validate.check_decoder(self, q_skip, p_skip, c_skip, c, s, z, tok_idx)
         tok, neighbor_idx, valid = atom_pairs(tok_idx, s.shape[1], self.window_size)
-        _validate.check_shapes({"K": neighbor_idx.shape[1]}, p_skip=(p_skip, "B N K c_atompair"))
+        _validate.check_shapes({"K": neighbor_idx.shape[1]}, p_skip=(p_skip, "B_p N K c_atompair"))
 
-        q = q_skip + self.proj_s_q(self.norm_s_q(s))[:, tok]
+        q = _samples.add(q_skip, self.proj_s_q(self.norm_s_q(s))[:, tok])
         z = self.proj_z(self.norm_z(residue_band(z, self.window_size)))
 
         p = self._pairs(p_skip, z, tok, neighbor_idx, valid)
-        q = self.transformer(q, c, p, neighbor_idx, valid)
-        c_out = c_skip + self.proj_s_c(self.norm_s_c(s))[:, tok]
+        q = self.transformer(q, *_for_pairs(c, p, neighbor_idx, valid))
+        c_out = _samples.add(c_skip, self.proj_s_c(self.norm_s_c(s))[:, tok])
         return q, p, self.proj_r(self.norm_q_out(q)), c_out
 
     def _pairs(
         self,
         p_skip: Float[Tensor, "b n k c_atompair"],
-        z: Float[Tensor, "b r w c_atompair"],
+        z: Float[Tensor, "bz r w c_atompair"],
         tok: Int[Tensor, " n"],
         neighbor_idx: Int[Tensor, "n k"],
         valid_mask: Bool[Tensor, "n k"],
-    ) -> Float[Tensor, "b n k c_atompair"]:
+    ) -> Float[Tensor, "bz n k c_atompair"]:
         """The seam of the pairs for backends, as the encoder's; p is 0 where dead, whatever p_skip holds there.
 
         ::
@@ -369,7 +401,7 @@ class AtomAttentionDecoder(nn.Module):
 
         def pairs(rows: slice) -> tuple[Tensor]:
             residue = tok[rows, None]
-            p = p_skip[:, rows] + z[:, residue, band_columns(residue, tok[neighbor_idx[rows]], z)]
+            p = _samples.add(p_skip[:, rows], z[:, residue, band_columns(residue, tok[neighbor_idx[rows]], z)])
             # Dead pairs are cleared before the MLP, which keeps 0 at 0: what they held must not reach its gradients.
             p = p.masked_fill(~valid_mask[rows, :, None], 0)
             return (p + self.mlp_p(p),)

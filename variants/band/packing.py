@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pallatom.architecture import _samples
 from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
@@ -99,17 +100,24 @@ def attend_packed(
     if count == 0:
         empty = p[:, :, :0], neighbor_idx[:, :0], valid_mask[..., :0]
         return AtomTransformerBlock._attend(block, Q, K, V, *empty)
-    bias = block.pair_bias(block.norm_pair(torch.where(valid_mask[..., None], p, 0))).to(Q.dtype)
-    if plan.has_holes:
-        bias = torch.where(valid_mask[..., None], bias, torch.finfo(bias.dtype).min / 2)
-    n = Q.shape[1]
-    queries = torch.nn.functional.pad(Q, (0, 0, 0, 0, 0, count * ROWS - n)).reshape(-1, ROWS, *Q.shape[2:])
-    keys = tiles.keys.flatten()
-    k, v = (x.index_select(1, keys).reshape(-1, tiles.keys.shape[1], *x.shape[2:]) for x in (K, V))
-    with torch.autocast(Q.device.type, enabled=False):
-        out = dense(queries, k, v, packed_bias(bias, tiles))
-    alive = valid_mask.any(-1) if plan.has_holes else tiles.alive
-    return torch.where(alive[..., None, None], out.reshape(Q.shape[0], -1, *Q.shape[2:])[:, :n], 0)
+    p = _samples.once(p)
+    seen = _samples.live_in_any(valid_mask, len(p))
+    bias = block.pair_bias(block.norm_pair(torch.where(seen[..., None], p, 0)))
+
+    def attend(Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, live: Tensor) -> Tensor:
+        bias, n = bias.to(Q.dtype), Q.shape[1]
+        if plan.has_holes:
+            bias = torch.where(live[..., None], bias, torch.finfo(bias.dtype).min / 2)
+        queries = torch.nn.functional.pad(Q, (0, 0, 0, 0, 0, count * ROWS - n)).reshape(-1, ROWS, *Q.shape[2:])
+        keys = tiles.keys.flatten()
+        k, v = (x.index_select(1, keys).reshape(-1, tiles.keys.shape[1], *x.shape[2:]) for x in (K, V))
+        with torch.autocast(Q.device.type, enabled=False):
+            out = dense(queries, k, v, packed_bias(bias, tiles))
+        alive = live.any(-1) if plan.has_holes else tiles.alive
+        return torch.where(alive[..., None, None], out.reshape(Q.shape[0], -1, *Q.shape[2:])[:, :n], 0)
+
+    live = valid_mask if valid_mask.dim() == 3 else valid_mask[None]
+    return _samples.one_by_one(attend, Q, K, V, bias, live)
 
 
 def path(

@@ -7,15 +7,17 @@ constexpr float LOG2_E = 1.44269504f;  // all scores are in units of log 2
 
 // What one thread needs for one tile.
 struct Scratch {
-  float *scores, *queries, *sums, *inverse;  // [H, TILE, stride], [H, TILE, Dp], [TILE, Dp], [TILE]
-  vec* pairs;                                // [C]
+  float *bias, *scores;             // [H, TILE, stride]; the same where no two samples share it
+  float *queries, *sums, *inverse;  // [H, TILE, Dp], [TILE, Dp], [TILE]
+  vec* pairs;                       // [C]
 
   static index_t floats(const Call& c) {
-    index_t rows = c.heads * TILE * (score_stride(c) + padded_dim(c));
+    index_t rows = c.heads * TILE * ((c.samples > 1 ? 2 : 1) * score_stride(c) + padded_dim(c));
     return rows + TILE * padded_dim(c) + round_up(TILE, LANES) + c.channels * LANES;
   }
 
   Scratch(const Call& c, float* work) {
+    bias = work, work += c.samples > 1 ? c.heads * TILE * score_stride(c) : 0;
     scores = work, work += c.heads * TILE * score_stride(c);
     queries = work, work += c.heads * TILE * padded_dim(c);
     sums = work, work += TILE * padded_dim(c);
@@ -36,25 +38,35 @@ static void take_rows(const Call& c, index_t b, const Tile& t, const float* x, f
 }
 
 template <int C, class T>
-static void bias_of_tile(const Call& c, index_t b, const Tile& t, const float* weight, const Scratch& s) {
+static void bias_of_tile(const Call& c, index_t entry, const Tile& t, const float* weight, const Scratch& s) {
   index_t stride = score_stride(c);
   for (index_t row = t.first; row < t.stop; ++row) {
     if (dead(c, row)) continue;
-    const T* p = (const T*)c.p + (b * c.atoms + row) * c.slots * c.channels;
-    const uint8_t* mask = c.mask ? c.mask + ((b % c.mask_items) * c.atoms + row) * c.slots : nullptr;
-    float* scores = s.scores + (row - t.first) * stride + (c.start[row] - t.origin());
-    bias_of_row<C>(c, p, mask, row, weight, scores, TILE * stride, s.pairs);
+    const T* p = (const T*)c.p + pair_at(c, c.pair_items, entry, row) * c.channels;
+    float* bias = s.bias + (row - t.first) * stride + (c.start[row] - t.origin());
+    bias_of_row<C>(c, p, mask_of_row(c, entry, row), row, weight, bias, TILE * stride, s.pairs);
   }
 }
 
-// scores += Q·Kᵀ for one head.
-static void add_products(const Call& c, const Tile& t, const float* queries, const float* columns, float* scores) {
+// scores = bias + Q·Kᵀ for one head of an item, −inf in slots that are the item's own dead ones.
+static void scores_of_head(const Call& c, index_t item, const Tile& t, const float* queries, const float* columns,
+                           const float* bias, float* scores) {
   index_t stride = score_stride(c);
   auto add = [&](index_t r, index_t column, vec s) {
-    float* at = scores + r * stride + column;
-    store(at, load(at) + s);
+    index_t at = r * stride + column;
+    store(scores + at, load(bias + at) + s);
   };
   score_product(queries, padded_dim(c), columns + t.origin() * c.dim, t.rows(), t.columns(), c.dim, add);
+  for (index_t r = 0; scores != bias && r < t.rows(); ++r)  // what a row's last vector reaches beyond the products
+    store(scores + r * stride + round_up(t.columns(), LANES), splat(MINUS_INF));
+  for (index_t row = t.first; c.own_mask && row < t.stop; ++row) {
+    if (dead(c, row)) continue;
+    const uint8_t* mask = c.own_mask + pair_at(c, 0, item, row);
+    index_t slot = c.start[row] - c.base[row], end = c.stop[row] - c.base[row];
+    float* at = scores + (row - t.first) * stride + (c.start[row] - t.origin());
+    for (; slot < end; slot += LANES, at += LANES)
+      store(at, live_slots(mask + slot, end - slot) ? load(at) : splat(MINUS_INF));
+  }
 }
 
 // Set the columns of a tile's row that lie outside [from, to) to 0.
@@ -90,15 +102,15 @@ static void softmax_of_tile(const Call& c, index_t b, index_t h, const Tile& t, 
   }
 }
 
-template <int C, class T>
-static void forward_tile(const Call& c, index_t b, const Tile& t, const float* weight, const float* columns,
-                         const float* values, const Scratch& s) {
+// One sample of a tile, from its bias.
+static void forward_sample(const Call& c, index_t b, const Tile& t, const float* columns, const float* values,
+                           const Scratch& s) {
   index_t stride = score_stride(c), width = padded_dim(c), blocks = key_blocks(c);
-  bias_of_tile<C, T>(c, b, t, weight, s);
   take_rows(c, b, t, c.q, LOG2_E / std::sqrt((float)c.dim), s.queries);
   for (index_t h = 0; h < c.heads; ++h) {
     float* scores = s.scores + h * TILE * stride;
-    add_products(c, t, s.queries + h * TILE * width, columns + h * blocks * c.dim * LANES, scores);
+    scores_of_head(c, b, t, s.queries + h * TILE * width, columns + h * blocks * c.dim * LANES,
+                   s.bias + h * TILE * stride, scores);
     softmax_of_tile(c, b, h, t, s, scores);
     const float* first = values + (h * c.atoms + t.origin()) * width;
     sum_product(scores, stride, 1, first, width, t.columns(), s.sums, t.rows(), false);
@@ -109,21 +121,31 @@ static void forward_tile(const Call& c, index_t b, const Tile& t, const float* w
   }
 }
 
+// What all threads read of one entry: weights, then K by columns and V by rows of each of its keys.
 struct ForwardWork {
   float *weight, *columns, *values, *scratch;
 
   static index_t shared_floats(const Call& c) {
-    return round_up(c.heads * c.channels, LANES) + c.heads * key_blocks(c) * c.dim * LANES +
-           c.heads * c.atoms * padded_dim(c);
+    return round_up(c.heads * c.channels, LANES) + c.keys * (column_floats(c) + row_floats(c));
   }
 
   explicit ForwardWork(const Call& c) {
     weight = c.work;
     columns = weight + round_up(c.heads * c.channels, LANES);
-    values = columns + c.heads * key_blocks(c) * c.dim * LANES;
-    scratch = values + c.heads * c.atoms * padded_dim(c);
+    values = columns + c.keys * column_floats(c);
+    scratch = values + c.keys * row_floats(c);
   }
 };
+
+// The bias of a tile is made once, for all samples of its entry.
+template <int C, class T>
+static void forward_tile(const Call& c, index_t entry, const Tile& t, const ForwardWork& w, const Scratch& s) {
+  bias_of_tile<C, T>(c, entry, t, w.weight, s);
+  for (index_t i = 0; i < c.samples; ++i) {
+    index_t key = c.keys == 1 ? 0 : i;
+    forward_sample(c, entry * c.samples + i, t, w.columns + key * column_floats(c), w.values + key * row_floats(c), s);
+  }
+}
 
 // on_tile(tile) for the tiles of rows [first, end), on_dead(row) for the dead rows between them.
 template <class OnTile, class OnDead>
@@ -139,10 +161,12 @@ static void for_tiles(const Call& c, index_t first, index_t end, const OnTile& o
   }
 }
 
-static void clear_dead_output(const Call& c, index_t b, index_t row) {
-  float* to = c.out + (b * c.atoms + row) * c.heads * c.dim;
-  std::fill(to, to + c.heads * c.dim, 0.f);
-  for (index_t h = 0; c.lse && h < c.heads; ++h) c.lse[(b * c.heads + h) * c.atoms + row] = -MINUS_INF;
+static void clear_dead_output(const Call& c, index_t entry, index_t row) {
+  for (index_t b = entry * c.samples; b < (entry + 1) * c.samples; ++b) {
+    float* to = c.out + (b * c.atoms + row) * c.heads * c.dim;
+    std::fill(to, to + c.heads * c.dim, 0.f);
+    for (index_t h = 0; c.lse && h < c.heads; ++h) c.lse[(b * c.heads + h) * c.atoms + row] = -MINUS_INF;
+  }
 }
 
 template <int C, class T>
@@ -150,13 +174,14 @@ static void forward(const Call& c) {
   ForwardWork w(c);
   index_t item = c.atoms * c.heads * c.dim, blocks = key_blocks(c);
   for (index_t i = 0; i < c.heads * c.channels; ++i) w.weight[i] = c.weight[i] * LOG2_E;
-  for (index_t b = 0; b < c.batch; ++b) {
+  for (index_t entry = 0; entry < c.entries; ++entry) {
 #pragma omp parallel num_threads(c.threads)
     {
 #pragma omp for schedule(static)
-      for (index_t block = 0; block < blocks; ++block) {
-        pack_columns(c, c.k + b * item, w.columns, block);
-        pack_rows(c, c.v + b * item, w.values, block);
+      for (index_t i = 0; i < c.keys * blocks; ++i) {
+        index_t key = i / blocks, from = (entry * c.keys + key) * item;
+        pack_columns(c, c.k + from, w.columns + key * column_floats(c), i % blocks);
+        pack_rows(c, c.v + from, w.values + key * row_floats(c), i % blocks);
       }
 #pragma omp for schedule(static, 1)
       for (index_t thread = 0; thread < c.threads; ++thread) {
@@ -164,8 +189,8 @@ static void forward(const Call& c) {
         Chunk chunk(c, thread);
         for_tiles(
             c, chunk.first, chunk.end,
-            [&](const Tile& t) { forward_tile<C, T>(c, b, t, w.weight, w.columns, w.values, s); },
-            [&](index_t row) { clear_dead_output(c, b, row); });
+            [&](const Tile& t) { forward_tile<C, T>(c, entry, t, w, s); },
+            [&](index_t row) { clear_dead_output(c, entry, row); });
       }
     }
   }

@@ -18,7 +18,7 @@ static void advise_large_pages(void* start, size_t bytes) {
 extern "C" int64_t work_floats(const Call* c, int32_t with_gradient) {
   if (!with_gradient) return ForwardWork::shared_floats(*c) + c->threads * Scratch::floats(*c);
   index_t floats = BackwardWork::shared_floats(*c);
-  for (index_t i = 0; i < c->threads; ++i) floats += BackwardScratch::floats(*c) + 2 * Chunk(*c, i).sum_floats(*c);
+  for (index_t i = 0; i < c->threads; ++i) floats += BackwardScratch::floats(*c) + 2 * c->keys * Chunk(*c, i).sum_floats(*c);
   return floats;
 }
 
@@ -30,7 +30,7 @@ extern "C" void run_forward(const Call* c) {
 
 extern "C" void run_backward(const Call* c) {
   bool usual = c->channels == CHANNELS;
-  size_t pairs = (size_t)c->batch * c->atoms * c->slots * c->channels;
+  size_t pairs = (size_t)c->entries * c->atoms * c->slots * c->channels;
   if (c->dp) advise_large_pages(c->dp, pairs * (c->pair_is_bfloat16 ? 2 : 4));
   if (c->pair_is_bfloat16) usual ? backward<CHANNELS, uint16_t>(*c) : backward<0, uint16_t>(*c);
   else usual ? backward<CHANNELS, float>(*c) : backward<0, float>(*c);

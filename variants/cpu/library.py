@@ -31,9 +31,12 @@ _COMPILERS = ("g++", "clang++")
 _UNFINISHED = "unfinished-"  # folders in which a library is being made
 _TRIAL = '#include <cmath>\n#include <omp.h>\nextern "C" double trial(double x) { return std::exp(x); }\n'
 
-_SIZES = ("batch", "atoms", "slots", "heads", "dim", "channels", "threads", "mask_items")
+_SIZES = (
+    *("entries", "samples", "keys", "pair_items", "mask_items"),
+    *("atoms", "slots", "heads", "dim", "channels", "threads"),
+)
 _POINTERS = (
-    *("q", "k", "v", "p", "weight", "base", "start", "stop", "mask", "out", "lse"),
+    *("q", "k", "v", "p", "weight", "base", "start", "stop", "mask", "own_mask", "out", "lse"),
     *("grad", "dq", "dk", "dv", "moment", "dp", "work"),
 )
 

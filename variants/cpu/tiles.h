@@ -12,12 +12,16 @@ constexpr int SCORE_ROWS = 6, SCORE_BLOCKS = 2, SUM_ROWS = 6;  // ... 12 of 16
 
 // Everything is contiguous; Q, K, V, O and their gradients are float [B, N, H, D].
 struct Call {
-  index_t batch, atoms, slots, heads, dim, channels, threads, mask_items;
-  const float *q, *k, *v;
-  const void* p;          // [B, N, K, C]
+  // B_p entries of p, each shared by M samples: item e·M + i of the B = B_p·M of Q is sample i of entry e
+  index_t entries, samples, keys;  // keys: of how many items an entry has K and V: 1 or M
+  index_t pair_items, mask_items;  // 1 or B_p: one for all entries, or each its own
+  index_t atoms, slots, heads, dim, channels, threads;
+  const float *q, *k, *v;  // K, V [B_p · keys, N, H, D]
+  const void* p;           // [pair_items, N, K, C]
   const float* weight;    // [H, C]: W·γ, centred over c
   const int64_t *base, *start, *stop;  // [N]
-  const uint8_t* mask;    // [mask_items, N, K]; null: every slot inside a row's hull is live
+  const uint8_t* mask;    // [mask_items, N, K]: slots that some sample sees; null: every slot inside a row's hull is live
+  const uint8_t* own_mask;  // [B, N, K]: slots that each sample sees; null: those of mask
   float *out, *lse;       // lse [B, H, N]: log2 of the softmax's sum, +inf in dead rows; null: not wanted
   const float* grad;      // dO
   float *dq, *dk, *dv, *moment;  // moment [H, C]: Σ dS · x̂
@@ -33,6 +37,14 @@ struct Tile {
   index_t rows() const { return stop - first; }
   index_t columns() const { return hi - origin(); }
 };
+
+// An entry's row of p or dp, [items, N, K, C], and of the mask.
+static inline index_t pair_at(const Call& c, index_t items, index_t entry, index_t row) {
+  return ((items == 1 ? 0 : entry) * c.atoms + row) * c.slots;
+}
+static inline const uint8_t* mask_of_row(const Call& c, index_t entry, index_t row) {
+  return c.mask ? c.mask + pair_at(c, c.mask_items, entry, row) : nullptr;
+}
 
 static inline bool dead(const Call& c, index_t row) { return c.start[row] >= c.stop[row]; }
 
@@ -79,6 +91,10 @@ static index_t score_stride(const Call& c) {
 }
 
 static index_t key_blocks(const Call& c) { return (c.atoms + LANES - 1) / LANES; }
+
+// Floats of one item of K or V, packed by columns and by rows.
+static index_t column_floats(const Call& c) { return c.heads * key_blocks(c) * c.dim * LANES; }
+static index_t row_floats(const Call& c) { return c.heads * c.atoms * padded_dim(c); }
 
 // x [N, H, D] as blocks of atoms, [H, blocks, D, LANES]: what a score product reads in order.
 static void pack_columns(const Call& c, const float* x, float* packed, index_t block) {
