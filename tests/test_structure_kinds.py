@@ -231,6 +231,29 @@ def test_what_is_wrong_is_said_with_its_line(read, name, content, cause):
         read(content, name)
 
 
+def test_blocks_of_one_name_are_further_blocks(read):
+    assert left_out(read(3 * mmcif(TRIPEPTIDE), "a.cif")) == "2 further data blocks"
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda text: text.replace("Cartn_y", "Cartn_x"), "line 2.*duplicate tag _atom_site.Cartn_x"),
+        (lambda text: text.replace("data_test\n", "data_test\n_a.b\n_a.c 1\n"), "line 2.*_a.b has no value"),
+        (lambda text: text.replace(" 1.0 1\n", " x 1\n", 1), "line 19: .*expected a number as occupancy, got 'x'"),
+    ],
+)
+def test_what_gemmi_finds_in_a_well_formed_file_is_said_too(read, change, cause):
+    with pytest.raises(WorkloadError, match=cause):
+        read(change(mmcif(TRIPEPTIDE)), "a.cif")
+
+
+def test_a_chain_without_atoms_of_the_set_leaves_no_hole(write):
+    side = residue("SER", 1, only="CB OG", chain="B")
+    path = write(pdb([*TRIPEPTIDE, *side, *residue("GLY", 1, chain="C")]))
+    assert workloads.from_file(path, "backbone").chain.tolist() == [0] * 12 + [1] * 4
+
+
 def test_deuterium_is_hydrogen_whatever_the_columns_say(read):
     named = [Atom(name, "ALA", 1, (0, 0, 0)) for name in ("D", "DA", "DB1", "1DB", "D1")]
     work = read(pdb([*TRIPEPTIDE[:5], *named, *TRIPEPTIDE[5:]]))

@@ -22,13 +22,13 @@ BYTES_AT_ONCE = 2**23  # of atom_site: gemmi keeps 32 bytes and more of each val
 _SITE = re.compile(rb"^[ \t]*loop_\s+(?:_atom_site\.\S+\s+)+", re.MULTILINE | re.IGNORECASE)
 _NO_ROW = re.compile(rb"^[ \t]*(?:[#_;]|loop_|data_|save_|stop_|global_)", re.MULTILINE | re.IGNORECASE)
 _PDB = re.compile(rb"^(?:ATOM  |HETATM)[ \d]{5} .{15}[ \d]{4}", re.MULTILINE)
-_WHERE = re.compile(r"^[^:]*:(\d+):[^:]*: *")  # before what gemmi says: file:line:column(byte)
+_WHERE = re.compile(r"^[^:]*:(\d+)(?::[^:]*| in [^:]*): *")  # gemmi: file:line:column, or line in block
 FIELDS = (
     "group_PDB", "type_symbol", "label_atom_id", "auth_atom_id", "label_alt_id", "label_comp_id", "auth_comp_id",
-    "label_asym_id", "auth_asym_id", "label_entity_id", "label_seq_id", "auth_seq_id", "pdbx_PDB_ins_code", "occupancy",
+    "label_asym_id", "auth_asym_id", "label_entity_id", "label_seq_id", "auth_seq_id", "pdbx_PDB_ins_code",
     "pdbx_PDB_model_num",
 )  # fmt: skip
-AXES = ("Cartn_x", "Cartn_y", "Cartn_z")
+NUMBERS = ("Cartn_x", "Cartn_y", "Cartn_z", "occupancy")
 # category: its key, and what of it is looked up
 BESIDE = {"entity_poly": ("entity_id", "type"), "chem_comp": ("id", "type"), "struct_asym": ("id", "entity_id")}
 
@@ -38,7 +38,7 @@ class _Site:
     """Rows of ``atom_site``, the small categories of ``BESIDE`` as dicts, and how many further blocks have one."""
 
     columns: dict[str, Words]
-    xyz: np.ndarray
+    numbers: np.ndarray  # those of NUMBERS; nan where nothing is said
     beside: dict[str, dict[str, str]]
     further: int = 0
 
@@ -58,7 +58,7 @@ def cif_table(content: Content) -> Atoms:
 
 def _from_text(content: Content) -> _Site:
     try:
-        from gemmi import cif
+        import gemmi  # noqa: F401
     except ModuleNotFoundError as error:
         raise _needs("gemmi", content.origin, error) from error
     text = content.plain if content.plain.isascii() else content.text.encode()
@@ -66,9 +66,9 @@ def _from_text(content: Content) -> _Site:
     try:
         if rows is not None:
             with contextlib.suppress(ValueError):  # a row of several lines was cut, or the whole is garbled too
-                pieces = map(cif.read_string, _pieces(text, *rows))
+                pieces = map(_document, _pieces(text, *rows))
                 return _joined([_site_of(piece, text, content.origin) for piece in pieces])
-        return _site_of(cif.read_string(text), text, content.origin)
+        return _site_of(_document(text), text, content.origin)
     except WorkloadError:
         raise
     except ValueError as error:
@@ -78,6 +78,23 @@ def _from_text(content: Content) -> _Site:
         line = f", line {where[1]}" if where else ""
         cause = " ".join(_WHERE.sub("", str(error)).split())[:200]
         raise WorkloadError(f"{content.origin}{line}: garbled mmcif file ({cause})") from error
+
+
+def _document(text: bytes) -> Any:
+    """What gemmi reads; blocks of one name (frames, files put together) are no fault.
+
+    Raises
+    ------
+    ValueError
+    """
+    from gemmi import cif
+
+    try:
+        return cif.read_string(text)
+    except RuntimeError as error:  # it is well formed, but says something twice, or a tag and no value
+        if "duplicate block name" in str(error):
+            return cif.read_string(text, 0)
+        raise ValueError(str(error)) from error
 
 
 def _rows(text: bytes) -> tuple[bytes, int, int] | None:
@@ -120,8 +137,13 @@ def _site_of(document: Any, text: bytes, origin: str) -> _Site:
     beside = {}
     for category, pair in BESIDE.items():
         beside[category] = {row.str(0): row.str(1) for row in block.find(f"_{category}.", list(pair))}
-    axes = [_numbers(block.find_values(f"_atom_site.{axis}"), axis, text, origin) for axis in AXES]
-    return _Site({k: v for k, v in found.items() if v is not None}, np.stack(axes, -1), beside, len(blocks) - 1)
+    numbers = [_numbers(block.find_values(f"_atom_site.{field}"), field, text, origin) for field in NUMBERS]
+    size = len(numbers[0])
+    numbers[-1] = numbers[-1] if len(numbers[-1]) else np.full(size, np.nan)
+    for field, values in zip(NUMBERS, numbers):
+        if len(values) != size:
+            raise WorkloadError(f"{origin}: garbled mmcif file: atom_site has no {field}")
+    return _Site({k: v for k, v in found.items() if v is not None}, np.stack(numbers, -1), beside, len(blocks) - 1)
 
 
 def _numbers(values: Any, field: str, text: bytes, origin: str) -> np.ndarray:
@@ -146,7 +168,7 @@ def _numbers(values: Any, field: str, text: bytes, origin: str) -> np.ndarray:
 
 def _joined(sites: list[_Site]) -> _Site:
     columns = {field: _merged([site.columns[field] for site in sites]) for field in sites[0].columns}
-    return _Site(columns, np.concatenate([site.xyz for site in sites]), sites[0].beside, sites[0].further)
+    return _Site(columns, np.concatenate([site.numbers for site in sites]), sites[0].beside, sites[0].further)
 
 
 def _merged(parts: list[Words]) -> Words:
@@ -166,13 +188,14 @@ def _from_binary(content: Content) -> _Site:
             raise WorkloadError(f"{content.origin}: no atom_site category, expected a structure in BinaryCIF")
         site: Any = blocks[0]["atom_site"]
         columns = {field: words(site[field].as_array(str).tolist()) for field in FIELDS if field in site}
-        xyz = np.stack([site[axis].as_array(float, masked_value=np.nan) for axis in AXES], -1)
+        said = [site[f].as_array(float, masked_value=np.nan) for f in NUMBERS if f != "occupancy" or f in site]
+        numbers = np.stack([*said, np.full(site.row_count, np.nan)][: len(NUMBERS)], -1)
         beside: dict[str, dict[str, str]] = {}
         for category, pair in BESIDE.items():
             rows: Any = blocks[0].get(category) or {}
             known = all(field in rows for field in pair)
             beside[category] = dict(zip(*(rows[field].as_array(str).tolist() for field in pair))) if known else {}
-        return _Site(columns, xyz, beside, len(blocks) - 1)
+        return _Site(columns, numbers, beside, len(blocks) - 1)
     except WorkloadError:
         raise
     except Exception as error:  # a parser fed with garbage may raise anything; whatever it is, the file is at fault
@@ -191,7 +214,7 @@ def _needs(library: str, origin: str, error: ModuleNotFoundError) -> WorkloadErr
 
 
 def _table(site: _Site, origin: str) -> Atoms:
-    size = len(site.xyz)
+    size = len(site.numbers)
 
     def column(*fields: str, default: str | None = None) -> Words:
         """The first of these columns that says anything, blanks as empty words."""
@@ -208,7 +231,6 @@ def _table(site: _Site, origin: str) -> Atoms:
     first, second = ("label_asym_id", "auth_asym_id") if numbered.any() else ("auth_asym_id", "label_asym_id")
     chain = column(first, second, default="A")
     name = column("label_atom_id", "auth_atom_id")
-    occupancy = column("occupancy", default="1")
     table = Atoms(
         strand=chain.code,
         said=np.zeros(size, np.int8),
@@ -222,8 +244,8 @@ def _table(site: _Site, origin: str) -> Atoms:
         name=name,
         altloc=column("label_alt_id", default=""),
         element=elements(column("type_symbol", default=""), name, first_letter),
-        occupancy=occupancy.map(lambda word: _occupancy(word, origin)),
-        xyz=site.xyz,
+        occupancy=np.where(np.isnan(site.numbers[:, 3]), 1.0, site.numbers[:, 3]),
+        xyz=site.numbers[:, :3],
         peptides=frozenset(n for n, kind in site.beside["chem_comp"].items() if "peptide linking" in kind.lower()),
         elsewhere=(counted(site.further, "further data block"),) if site.further else (),
     )
@@ -253,10 +275,3 @@ def _said(table: Atoms, site: _Site, numbered: np.ndarray) -> np.ndarray:
 
 def _plain(column: Words) -> Words:
     return Words(["" if word in BLANK else word for word in column.words], column.code)
-
-
-def _occupancy(word: str, origin: str) -> float:
-    try:
-        return float(word.partition("(")[0] or 1)
-    except ValueError:
-        raise WorkloadError(f"{origin}: garbled mmcif file: expected a number as occupancy, got {word!r}") from None

@@ -322,13 +322,16 @@ class _Reading:
         take, ref = (np.concatenate([getattr(slots, field) for slots in laid]) for field in ("take", "ref"))
         positions = np.where(take[:, None] < 0, centre[tok], xyz[np.maximum(take, 0) + base[tok]])
         anchor = np.concatenate([anchors(np.arange(length), np.array(length)) for length in lengths])
+        chain_of = np.repeat(np.arange(len(chains)), lengths)
         return Workload(
             name=self.content.name,
             source=self.content.origin,
             atoms=atoms,
             n_res=len(residues),
             tok_idx=tok,
-            chain=np.repeat(np.arange(len(chains)), lengths)[tok],
+            chain=np.unique(np.repeat(np.arange(len(chains)), lengths)[tok], return_inverse=True)[
+                1
+            ],  # of those with atoms
             element=np.concatenate([slots.element for slots in laid]),
             ref_pos=(np.where(np.isnan(ref), positions - centre[tok], ref) + anchor[tok]).astype(np.float32),
             positions=positions.astype(np.float32),
