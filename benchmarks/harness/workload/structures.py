@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from .atoms import ATOM14, Workload, WorkloadError, account, anchors, check_atoms, check_size
+from .atoms import Workload, WorkloadError, account, anchors, check_atoms, check_size
 from .cif_table import cif_table
 from .files import Content
 from .pdb_table import pdb_table
+from .residue_kinds import Kind, slots
 from .structure_tables import FREE, HYDROGEN, IN_CHAIN, IN_SEQUENCE, UNSAID, WATER, Atoms, counted
 from .templates import ATOMIC_NUMBER, BACKBONE, TERMINAL, templates
 
@@ -44,23 +45,6 @@ ALTERNATIVES = "atom of alternative locations"
 NAMED = 6  # ligands, in the line that says what was left out
 STANDARD = 20  # the first rows of the templates
 _NUCLEOTIDE = re.compile("[ACGUIN]|[DR][ACGTUIN][35]?|ADE|CYT|GUA|THY|URA")
-
-
-@dataclass(frozen=True, eq=False)
-class Kind:
-    """Residues of one name that have the same atoms, and what is made of them.
-
-    ``order``: their atoms in canonical order, by place in the file; ``names`` and ``element`` of these; ``template``:
-    the template's row or None. ``what``: protein, or what else it is: residues of this kind are then left out;
-    ``sure``: its being in a chain does not depend on its bonds.
-    """
-
-    what: str
-    sure: bool = True
-    names: tuple[str, ...] = ()
-    order: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    element: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    template: int | None = None
 
 
 @dataclass(frozen=True)
@@ -313,13 +297,13 @@ class _Reading:
         xyz = self._coordinates(rows)
         own = np.array([len(residue.rows) for residue in residues])
         base = np.cumsum(own) - own
-        slots_of = {kind: _slots(kind, atoms) for kind in {residue.kind for residue in residues}}
+        slots_of = {kind: slots(kind, atoms) for kind in {residue.kind for residue in residues}}
         laid = [slots_of[residue.kind] for residue in residues]
-        tok = np.repeat(np.arange(len(residues)), [len(slots.take) for slots in laid])
+        tok = np.repeat(np.arange(len(residues)), [len(one.take) for one in laid])
         check_size(len(tok), f"{self.content.origin}: atom set {atoms}")
-        centre = np.stack([xyz[at + slots.ca] if slots.ca is not None else xyz[at : at + size].mean(0)
-                           for at, size, slots in zip(base.tolist(), own.tolist(), laid)])  # fmt: skip
-        take, ref = (np.concatenate([getattr(slots, field) for slots in laid]) for field in ("take", "ref"))
+        centre = np.stack([xyz[at + one.ca] if one.ca is not None else xyz[at : at + size].mean(0)
+                           for at, size, one in zip(base.tolist(), own.tolist(), laid)])  # fmt: skip
+        take, ref = (np.concatenate([getattr(one, field) for one in laid]) for field in ("take", "ref"))
         positions = np.where(take[:, None] < 0, centre[tok], xyz[np.maximum(take, 0) + base[tok]])
         anchor = np.concatenate([anchors(np.arange(length), np.array(length)) for length in lengths])
         chain_of = np.repeat(np.arange(len(chains)), lengths)
@@ -329,10 +313,8 @@ class _Reading:
             atoms=atoms,
             n_res=len(residues),
             tok_idx=tok,
-            chain=np.unique(np.repeat(np.arange(len(chains)), lengths)[tok], return_inverse=True)[
-                1
-            ],  # of those with atoms
-            element=np.concatenate([slots.element for slots in laid]),
+            chain=np.unique(chain_of[tok], return_inverse=True)[1],  # numbers those that have atoms
+            element=np.concatenate([one.element for one in laid]),
             ref_pos=(np.where(np.isnan(ref), positions - centre[tok], ref) + anchor[tok]).astype(np.float32),
             positions=positions.astype(np.float32),
             account=self._account(len(residues), len(chains), len(tok), atoms),
@@ -356,51 +338,6 @@ class _Reading:
             left.append(f"{counted(self.ligands.total(), 'ligand')} ({names}{more})")
         left += self.table.elsewhere
         return account(residues, chains, n_atom, atoms, left)
-
-
-@dataclass(frozen=True, eq=False)
-class _Slots:
-    """A kind's atoms in an atom set: ``take[S]`` by place in the residue, -1 for a virtual atom; ``element[S]``;
-    ``ref[S, 3]`` with the CA at 0, nan where the file's own geometry counts; ``ca``: the place of the CA."""
-
-    take: np.ndarray
-    element: np.ndarray
-    ref: np.ndarray
-    ca: int | None
-
-
-def _slots(kind: Kind, atoms: str) -> _Slots:
-    names, every, virtual = kind.names, range(len(kind.names)), np.zeros(3)
-    take: list[int | None] = [at for at in every if atoms == "heavy" or names[at] in BACKBONE]
-    if atoms == "atom14":
-        at_slot = {slot: at for at in every if (slot := _slot(kind.template, at, names[at])) is not None}
-        take = [at_slot.get(slot) for slot in range(ATOM14)]
-    return _Slots(
-        take=np.array([-1 if at is None else at for at in take], np.int64),
-        element=np.array([0 if at is None else kind.element[at] for at in take], np.int64),
-        ref=np.array([virtual if a is None else _reference(names[a], kind.template) for a in take]).reshape(-1, 3),
-        ca=names.index("CA") if "CA" in names else None,
-    )
-
-
-def _slot(template: int | None, at: int, name: str) -> int | None:
-    """The atom14 slot: the atom's place in its template, or in the residue if it has none; OXT has no slot."""
-    if name == TERMINAL:
-        return None
-    if template is None:
-        return at if at < ATOM14 else None
-    known = templates().atoms[template]
-    return known.index(name) if name in known[:ATOM14] else None
-
-
-def _reference(name: str, template: int | None) -> np.ndarray:
-    """The template's coordinates of an atom; nan where it has none."""
-    if template is None:
-        return np.full(3, np.nan)
-    if name == TERMINAL:
-        return templates().terminal[template]
-    known = templates().atoms[template]
-    return templates().xyz[template, known.index(name)] if name in known else np.full(3, np.nan)
 
 
 def _other(name: str, names: set[str]) -> str:
