@@ -17,6 +17,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 3e-2, tor
 WEIGHT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-1, torch.float16: 1e-1}
 LAYERS_OWN = 5.0  # how many times the layer's own error is no error: what the dtype cannot hold, nobody can
 
+# Their library takes a bias of Q's dtype alone; the layer adds a wider one as it is.
+ROUNDS_BIAS = ("dense", "sdpa_tiles", "xformers_fmha")
 INDEX = ("window", "capped", "jumping", "scattered", "repeated")
 MASK = ("shared", "per item", "holes", "dead rows", "dead item", "all dead")
 LAYOUT = ("contiguous", "strided", "expanded")
@@ -191,24 +193,28 @@ def reference(call: Call, *, backward: bool) -> dict[str, Tensor]:
     return {"O": out.detach()} | {f"d{name}": x.detach() for name, x in named}
 
 
-def faults(got: dict[str, Tensor], layer: dict[str, Tensor], want: dict[str, Tensor], call: Call) -> dict[str, str]:
+def faults(
+    got: dict[str, Tensor], layer: dict[str, Tensor], want: dict[str, Tensor], call: Call, name: str = ""
+) -> dict[str, str]:
     """What is wrong in an answer: a number that is finite and off, or one that is not finite where the layer's are.
 
     A tensor may be off by the dtype's tolerance, by what sums in float32 lose of large scores and offsets, and by a few
-    times what the layer itself is off. It may be not finite where the squares of a pair overflow: torch's LayerNorm
+    times what the layer itself is off; and the backend ``name`` by what a bias loses that must have Q's dtype. It may be
+    not finite where the squares of a pair overflow: torch's LayerNorm
     then gives NaN, or at some sizes 0.
     """
     found = {}
-    for name, x in got.items():
-        if layer[name].isfinite().all() and not x.isfinite().all() and not overflows(call):
-            found[name] = "not finite"
+    rounded = _rounded_bias(call) if name in ROUNDS_BIAS else 0.0
+    for tensor, x in got.items():
+        if layer[tensor].isfinite().all() and not x.isfinite().all() and not overflows(call):
+            found[tensor] = "not finite"
             continue
-        weights = name.removeprefix("d") in PARAMETERS
-        limit = (WEIGHT_TOLERANCE if weights else TOLERANCE)[call.draw.dtype] + _lost(call.draw)
-        scale = max(float(want[name].norm()), _terms(name, want, call))
-        error, own = (_distance(y, want[name]) for y in (x, layer[name]))
+        weights = tensor.removeprefix("d") in PARAMETERS
+        limit = (WEIGHT_TOLERANCE if weights else TOLERANCE)[call.draw.dtype] + _lost(call.draw) + rounded
+        scale = max(float(want[tensor].norm()), _terms(tensor, want, call))
+        error, own = (_distance(y, want[tensor]) for y in (x, layer[tensor]))
         if not error <= limit * scale + LAYERS_OWN * own:
-            found[name] = f"off by {error:.1e}, the layer by {own:.1e}, of {scale:.1e}"
+            found[tensor] = f"off by {error:.1e}, the layer by {own:.1e}, of {scale:.1e}"
     return found
 
 
@@ -216,6 +222,14 @@ def _lost(draw: Draw) -> float:
     """Relative error of an exponential whose argument is rounded: ε times the size of the scores, and of p's mean."""
     eps = torch.finfo(torch.promote_types(draw.dtype, torch.float32)).eps
     return eps * (draw.qk**2 * draw.dim**0.5 + 3 * abs(draw.offset) * max(1.0, 2 * draw.weight))
+
+
+def _rounded_bias(call: Call) -> float:
+    """Relative error of a weight whose bias was rounded to Q's dtype: half its spacing there."""
+    p, norm = call.inputs[3].detach().double().nan_to_num(), call.block.norm_pair
+    held = [None if x is None else x.detach().double() for x in (norm.weight, norm.bias)]
+    bias = torch.nn.functional.layer_norm(p, p.shape[-1:], *held, norm.eps) @ call.block.pair_bias.weight.double().mT
+    return torch.finfo(call.draw.dtype).eps / 2 * float(bias.detach().abs().nan_to_num(0.0, 0.0, 0.0).amax())
 
 
 def overflows(call: Call) -> bool:

@@ -41,7 +41,7 @@ def check(draw: Draw, names: list[str]) -> None:
         except UnsupportedError as refusal:
             note(f"{name}: {refusal}")
             continue
-        found[name] = faults(got, layer, want, call)
+        found[name] = faults(got, layer, want, call, name)
     assert not {name: what for name, what in found.items() if what}, draw
 
 

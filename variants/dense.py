@@ -4,6 +4,8 @@ Idea: the pair bias is projected to [B, H, N, K] and scattered into an N × N ma
 then ``scaled_dot_product_attention`` takes it as an additive mask. Simple, and fast as long as N is not much larger
 than K. A pair that is listed twice cannot be put into one matrix entry, so neighbours must be unique.
 
+The library takes a bias of Q's dtype: beside 16-bit Q a float32 bias is rounded to 16 bits.
+
 Cost: 4·N² FLOPs per channel whatever K is; the bias matrix is H·N² elements, and its gradient as many again.
 """
 

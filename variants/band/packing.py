@@ -2,7 +2,8 @@
 
 Tile t holds queries ``64 t … 64 t + 63`` and the ``L`` atoms from the first that any of them sees; L is the widest
 tile's span, a multiple of 8 (kernels want 16-byte rows). K and V are copied tile by tile, the bias is laid out as
-``[B·T, H, 64, L]`` with a large negative number in cells that no live pair owns.
+``[B·T, H, 64, L]`` with a large negative number in cells that no live pair owns. The kernels take a bias of Q's dtype:
+beside 16-bit Q a float32 bias is rounded to 16 bits.
 """
 
 from __future__ import annotations
