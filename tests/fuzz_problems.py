@@ -199,9 +199,8 @@ def faults(
     """What is wrong in an answer: a number that is finite and off, or one that is not finite where the layer's are.
 
     A tensor may be off by the dtype's tolerance, by what sums in float32 lose of large scores and offsets, and by a few
-    times what the layer itself is off; and the backend ``name`` by what a bias loses that must have Q's dtype. It may be
-    not finite where the squares of a pair overflow: torch's LayerNorm
-    then gives NaN, or at some sizes 0.
+    times what the layer itself is off; and the backend ``name`` by what a bias loses that must have Q's dtype. It may
+    be not finite where the squares of a pair overflow: torch's LayerNorm then gives NaN, or at some sizes 0.
     """
     found = {}
     rounded = _rounded_bias(call) if name in ROUNDS_BIAS else 0.0
