@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import variants
 from benchmarks.harness.ruler.memory import peak_memory
+from pallatom.architecture import _samples
 from pallatom.architecture import atom_transformers as layer
 from pallatom.architecture._index import atom_pairs
 from variants import UnsupportedError, _op
@@ -87,9 +88,10 @@ def live_results(module: Any, arguments: dict[str, Any], dtype: torch.dtype, gra
     leaves = cases.with_gradients(leaves)
     outputs = module._pairs(**leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    live = arguments["valid_mask"].expand(outputs[0].shape[:3])
     used = {"both": slice(None), "p_skip": slice(0, 1), "p": slice(-1, None)}[grads]
-    alive = [torch.where(live[..., None], o, 0) for o in outputs][used]
+    live = arguments["valid_mask"][..., None]
+    live = live if live.ndim == 4 else live[None]
+    alive = [torch.where(_samples.repeated(live, len(o)), o, 0) for o in outputs][used]
     state = {k: v for k, v in module.named_parameters() if k.split(".")[0] in MAKES_PAIRS[len(outputs)]}
     if grads == "p_skip":
         leaves, state = (
@@ -128,6 +130,16 @@ def test_any_index_agrees(backend: str, part: str, dtype: torch.dtype, seed: int
     tok = tok.sort().values if seed % 2 else tok
     window, d = (32, 1, 8, 40, 9, 4)[seed], (16, 3, 16, 20, 6, 32)[seed]
     compare(backend, part, seam(part, rng, tok, n_res, window, d, 1 + seed % 3), dtype)
+
+
+@BACKENDS
+@PARTS
+@DTYPES
+def test_each_sample_may_have_a_z_of_its_own(backend: str, part: str, dtype: torch.dtype) -> None:
+    """p has z's batch B_p M, p_skip and all it is made of B_p: their gradients are summed over the samples."""
+    arguments = seam(part, torch.Generator().manual_seed(6), torch.arange(60) // 4, 15, 8, 16, 2)
+    own = torch.randn(6, *arguments["z"].shape[1:], generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    compare(backend, part, arguments | {"z": own}, dtype)
 
 
 @BACKENDS

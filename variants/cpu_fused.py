@@ -28,7 +28,7 @@ from pallatom.architecture import _samples
 from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
 from pallatom.architecture.eager import eager
 
-from ._backend import Backend, Cost, Mode, Shape, UnsupportedError
+from ._backend import Backend, Cost, Mode, Shape
 from ._require import pair_weights, require, require_pairs
 from .band.plan import BandPlan, band_path, band_plan
 from .cpu.library import Call, library, library_reasons
@@ -58,7 +58,6 @@ class CpuFusedEncoder(AtomFeatureEncoder):
     @eager
     def _pairs(self, ref_pos, own, other, z, tok, neighbor_idx, valid_mask):
         require_pairs(BACKEND, self, ref_pos, own, other, z)
-        _require_one_batch(self, ref_pos, z)
         linears = [self.proj_d_vec.weight, self.proj_inv_sq.weight, self.proj_v.weight]
         with torch.autocast("cpu", enabled=False):
             return encoder_pairs(ref_pos, own, other, z, linears, self.mlp_p, tok, neighbor_idx, valid_mask)
@@ -70,15 +69,8 @@ class CpuFusedDecoder(AtomAttentionDecoder):
     @eager
     def _pairs(self, p_skip, z, tok, neighbor_idx, valid_mask):
         require_pairs(BACKEND, self, p_skip, z)
-        _require_one_batch(self, p_skip, z)
         with torch.autocast("cpu", enabled=False):
             return decoder_pairs(p_skip, z, self.mlp_p, tok, neighbor_idx, valid_mask)
-
-
-def _require_one_batch(model: AtomFeatureEncoder | AtomAttentionDecoder, entries: Tensor, z: Tensor) -> None:
-    if len(entries) != len(z):
-        reason = f"samples: a z of each entry is required, a batch of {len(z)} for {len(entries)} entries was found"
-        raise UnsupportedError([reason], who=type(model).__name__)
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pallatom.architecture import _samples
+
 from .library import Pairs, library
 
 _PAD = 16  # channels are padded to a multiple, which is one of every vector's lanes too
@@ -25,19 +27,33 @@ def encoder_pairs(
 ) -> tuple[Tensor, Tensor]:
     """(p_skip, p) from positions [B, N, 3], projections [B, N, d] and z's band [B, R, w, d].
 
-    `linears` are the weights of v, 1 / (1 + |v|²) and 1; `index` is (tok, neighbor_idx, valid_mask).
+    `linears` are the weights of v, 1 / (1 + |v|²) and 1; `index` is (tok, neighbor_idx, valid_mask). z and p may have M
+    times the batch of all else.
     """
-    geometry = _padded(torch.cat(linears, 1).T)
-    own_, other_, z_ = (_padded(x) for x in (own, other, z))
-    return _EncoderPairs.apply(
-        ref_pos.float(), own_, other_, z_, geometry, _weights(mlp), own.dtype, z.shape[-1], *index
-    )
+    like, batch, entries = (own.dtype, z.shape[-1]), len(z), len(own)
+    ref_pos, own, other = (_samples.repeated(x, batch) for x in (ref_pos.float(), _padded(own), _padded(other)))
+    weights = (_padded(torch.cat(linears, 1).T), _weights(mlp))
+    p_skip, p = _EncoderPairs.apply(ref_pos, own, other, _padded(z), *weights, *like, *_each(batch, *index))
+    return p_skip[:: batch // entries] if batch > entries else p_skip, p
 
 
 def decoder_pairs(p_skip: Tensor, z: Tensor, mlp: nn.Sequential, *index: Tensor) -> Tensor:
     """p from p_skip [B, N, K, d] and z's band."""
-    p_skip = p_skip.to(torch.promote_types(p_skip.dtype, z.dtype))
+    p_skip = _repeated_pairs(p_skip.to(torch.promote_types(p_skip.dtype, z.dtype)), len(z))
     return _DecoderPairs.apply(p_skip, _padded(z), _weights(mlp), *index)  # pyright: ignore[reportReturnType]
+
+
+def _each(batch: int, tok: Tensor, neighbor_idx: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The index of that many samples, where each entry may have a mask of its own."""
+    return tok, neighbor_idx, _samples.repeated(mask, batch) if mask.dim() == 3 else mask
+
+
+def _repeated_pairs(p_skip: Tensor, batch: int) -> Tensor:
+    """p_skip for samples that have a z of their own, as large as their p; gradients meet in float32 at least."""
+    if len(p_skip) == batch:
+        return p_skip
+    wide = p_skip.to(torch.promote_types(p_skip.dtype, torch.float32))
+    return _samples.repeated(wide, batch).to(p_skip.dtype)
 
 
 def _padded(x: Tensor) -> Tensor:
@@ -124,6 +140,7 @@ def _run(
     }
     tensors = {name: _contiguous(x) for name, x in tensors.items()} | others
     n_atom, slots = neighbor_idx.shape
+    assert all(len(x) == len(band) for x in (position, own, other, others.get("skip")) if x is not None)
     kind = next(x for x in (others.get("skip"), others.get("grad"), others.get("grad_skip"), band) if x is not None)
     sizes = (len(band), n_atom, slots, *band.shape[1:3], kind.shape[-1], band.shape[3])
     call = Pairs(*sizes, max(1, min(torch.get_num_threads(), n_atom)), len(items))
