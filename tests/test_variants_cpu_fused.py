@@ -7,10 +7,12 @@ import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
 
 import variants
 from benchmarks.harness.ruler.memory import peak_memory
@@ -184,3 +186,64 @@ def test_narrower_vectors_give_the_same_answers(
     for channels in (16, 5):
         made = seam(101, 37, batch=2, item_masks=True, heads=4, head_dim=20, channels=channels)
         assert max(seam_errors("cpu_fused", made, backward=True).values()) < 2e-5
+
+
+def stack_call(backend: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor], tuple[Tensor, Tensor]]:
+    """A stack of three, its leaves, and an index with dead rows and padding."""
+    torch.manual_seed(0)
+    stack = variants.convert(AtomTransformer(16, 6, n_blocks=3, n_heads=2).to(dtype), backend)
+    idx, live = build_sparse_pairs(torch.arange(60) // 4, 8)
+    live[5:9] = False
+    shapes = {"q": (2, 60, 16), "c": (2, 60, 16), "p": (2, *idx.shape, 6)}
+    leaves = {name: torch.randn(shape, dtype=dtype).requires_grad_() for name, shape in shapes.items()}
+    return stack, leaves, (idx, live)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_blocks_of_a_stack_sum_their_gradients_of_p(dtype: torch.dtype) -> None:
+    """As torch would, pass after pass, also after one that wanted no gradient of p, and none is left behind."""
+    stack, leaves, index = stack_call("cpu_fused", dtype)
+    plain, same, _ = stack_call("gather", dtype)
+    cotangent = torch.randn(2, 60, 16, dtype=dtype)
+    (want,) = torch.autograd.grad(plain(**same, neighbor_idx=index[0], valid_mask=index[1]), same["p"], cotangent)
+    out = stack(**leaves, neighbor_idx=index[0], valid_mask=index[1])
+    torch.autograd.grad(out, leaves["q"], cotangent, retain_graph=True)
+    first, again = (torch.autograd.grad(out, leaves["p"], cotangent, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert first is not again
+    assert (first - want).norm() / want.norm() < (1e-5 if dtype == torch.float32 else 3e-2)
+    assert first[:, 5:9].eq(0).all()
+    nodes, shared = [out.grad_fn], []
+    for node in nodes:
+        nodes += [n for n, _ in node.next_functions if n is not None and n not in nodes]
+        shared += [node] if "SharedPairs" in node.name() else []
+    assert len(shared) == 1
+    assert not shared[0].sums
+
+
+def test_a_stack_of_two_backends_and_hooks_on_p() -> None:
+    """A block that is not ours, one whose p a hook replaces, and a hook on p itself: all parts of the sum arrive."""
+    stack, leaves, index = stack_call("cpu_fused", torch.float32)
+    plain, same, _ = stack_call("gather", torch.float32)
+    stack.blocks[1].__class__ = AtomTransformerBlock
+    for module in (stack, plain):
+        module.blocks[2].register_forward_pre_hook(lambda _, args: (*args[:2], 2 * args[2], *args[3:]))
+    seen: list[Tensor] = []
+    leaves["p"].register_hook(seen.append)
+    sums = ((stack(*leaves.values(), *index), leaves["p"]), (plain(*same.values(), *index), same["p"]))
+    grads = [torch.autograd.grad(out.square().sum(), p)[0] for out, p in sums]
+    assert (grads[0] - grads[1]).norm() / grads[1].norm() < 1e-5
+    assert torch.equal(seen[0], grads[0])
+
+
+def test_a_stack_makes_one_gradient_of_p() -> None:
+    stack, leaves, _ = stack_call("cpu_fused", torch.float32)
+    idx, live = build_sparse_pairs(torch.arange(600) // 14)
+    leaves = {"q": torch.randn(1, 600, 16), "c": torch.randn(1, 600, 16), "p": torch.randn(1, *idx.shape, 6)}
+    leaves = {name: x.requires_grad_() for name, x in leaves.items()}
+
+    def call() -> object:
+        return torch.autograd.grad(stack(*leaves.values(), idx, live).sum(), list(leaves.values()))
+
+    call()
+    assert 1 <= peak_memory(call, "cpu")[0] / leaves["p"].nbytes < 1.9

@@ -51,6 +51,10 @@ class CpuFusedBlock(AtomTransformerBlock):
         with torch.autocast("cpu", enabled=False):
             return _FusedAttention.apply(Q, K, V, p, gamma, beta, weight, eps, plan, valid_mask)
 
+    def _shared(self, p: Tensor) -> Tensor:
+        wanted = p.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return _SharedPairs.apply(p) if wanted else p  # pyright: ignore[reportReturnType]
+
 
 class CpuFusedEncoder(AtomFeatureEncoder):
     """The layer's encoder, its pairs made in one pass (see ``cpu/make_pairs.py``); any index will do."""
@@ -73,6 +77,38 @@ class CpuFusedDecoder(AtomAttentionDecoder):
             return decoder_pairs(p_skip, z, self.mlp_p, tok, neighbor_idx, valid_mask)
 
 
+class _SharedPairs(torch.autograd.Function):
+    """p, for several blocks. Their backward kernels add their dp up in one tensor, which goes on from here.
+
+    Without it each block makes a dp and torch adds them, in passes over p of their own. One sum per backward pass: who
+    asks for no gradient of p (``torch.autograd.grad`` of q, say) leaves none behind.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.sums = {}
+        return p.view_as(p)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> Tensor | None:
+        total = ctx.sums.pop(torch._C._current_graph_task_id(), None)
+        return grad if total is None else total if grad is None else total.add_(grad)
+
+
+def _sum_for(p: Tensor, node: Any) -> tuple[Tensor, bool]:
+    """Where a backward of ``_FusedAttention`` writes dp, and whether it adds to what other blocks have put there."""
+    if node is None:
+        return torch.empty(p.shape, dtype=p.dtype), False
+    task = torch._C._current_graph_task_id()
+    if task in node.sums:
+        return node.sums[task], True
+    node.sums[task] = torch.empty(p.shape, dtype=p.dtype)
+    torch.autograd.Variable._execution_engine.queue_callback(lambda: node.sums.pop(task, None))
+    return node.sums[task], False
+
+
 class _FusedAttention(torch.autograd.Function):
     """O = softmax(Q·Kᵀ/√D + bias(p)) · V over the band."""
 
@@ -84,6 +120,8 @@ class _FusedAttention(torch.autograd.Function):
         _run("forward", Q, K, V, p, _folded(gamma, weight), plan, mask, eps, out=out, lse=lse)
         ctx.save_for_backward(Q, K, V, p, gamma, beta, weight, mask, out, lse)
         ctx.eps, ctx.plan = eps, plan
+        # In a stack the blocks' sum of dp is kept by the node that p comes from.
+        ctx.shared = p.grad_fn if type(p.grad_fn) is _SharedPairs._backward_cls else None
         return out.to(Q.dtype)
 
     @staticmethod
@@ -91,17 +129,17 @@ class _FusedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         Q, K, V, p, gamma, beta, weight, mask, out, lse = ctx.saved_tensors
         dQ, dK, dV = (torch.empty(x.shape, dtype=torch.float32) for x in (Q, K, V))
-        dp = torch.empty(p.shape, dtype=p.dtype) if ctx.needs_input_grad[3] else None
+        dp, adds = _sum_for(p, ctx.shared) if ctx.needs_input_grad[3] else (None, False)
         moment = torch.empty(weight.shape, dtype=torch.float32)
         given = {"out": out, "lse": lse, "grad": grad_out.float().contiguous()}
         made = {"dq": dQ, "dk": dK, "dv": dV, "moment": moment, "dp": dp}
-        _run("backward", Q, K, V, p, _folded(gamma, weight), ctx.plan, mask, ctx.eps, **given, **made)
+        _run("backward", Q, K, V, p, _folded(gamma, weight), ctx.plan, mask, ctx.eps, adds, **given, **made)
         moment -= moment.mean(1, keepdim=True)  # Σ_c x̂ = 0, so this mean is rounding error of the pairs' means
         # only the product γ·W acts on the pairs, so both gradients come from one moment; β's part of dW is Σ dS = 0
         dgamma, dweight = (weight * moment).sum(0), gamma * moment
         atoms = dQ.to(Q.dtype), dK.to(K.dtype), dV.to(V.dtype)
         weights = dgamma.to(gamma.dtype), torch.zeros_like(beta), dweight.to(weight.dtype)
-        return *atoms, dp, *weights, None, None, None
+        return *atoms, dp if ctx.shared is None else None, *weights, None, None, None
 
 
 def _folded(gamma: Tensor, weight: Tensor) -> Tensor:
@@ -120,6 +158,7 @@ def _run(
     plan: BandPlan,
     mask: Tensor,
     eps: float,
+    adds_dp: bool = False,
     **others: Tensor | None,
 ) -> None:
     """Call the kernel ``forward`` or ``backward``; ``others`` by their names in ``Call``, contiguous."""
@@ -141,7 +180,7 @@ def _run(
     call = Call(entries, samples, keys, len(pairs), len(seen), n_atom, slots, heads, dim, channels, _threads(n_atom))
     for name, tensor in tensors.items():
         setattr(call, name, None if tensor is None else tensor.data_ptr())
-    call.eps, call.pair_is_bfloat16 = eps, p.dtype == torch.bfloat16
+    call.eps, call.pair_is_bfloat16, call.adds_dp = eps, p.dtype == torch.bfloat16, adds_dp
     kernels = library()
     work = torch.empty(kernels.work_floats(byref(call), what == "backward"))
     call.work = work.data_ptr()

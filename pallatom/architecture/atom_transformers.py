@@ -154,6 +154,10 @@ class AtomTransformerBlock(nn.Module):
         bias = self.pair_bias(self.norm_pair(p.masked_fill(~_samples.live_in_any(live, len(p))[..., None], 0)))
         return _samples.one_by_one(partial(self._gather, idx), Q, K, V, bias, live)
 
+    def _shared(self, p: Float[Tensor, "bp n k c"]) -> Float[Tensor, "bp n k c"]:
+        """p as a stack hands it to all its blocks: a backend may sum their gradients of it itself."""
+        return p
+
     def _gather(self, idx: Tensor, Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, live: Tensor) -> Tensor:
         """O of the seam's equations, over one batch, from its bias [B, N, K, H]; ``live`` is [1 or B, N, K]."""
         S = torch.einsum("blhd,blkhd->blkh", Q * self.head_dim**-0.5, K[:, idx])
@@ -186,6 +190,8 @@ class AtomTransformer(nn.Module):
         valid_mask: Bool[Tensor, "n k"] | Bool[Tensor, "bm n k"],
     ) -> Float[Tensor, "b n c_atom"]:
         """As a block's, through all blocks."""
+        first = self.blocks[0]
+        p = first._shared(p) if isinstance(first, AtomTransformerBlock) else p
         for block in self.blocks:
             q = block(q, c, p, neighbor_idx, valid_mask)
         return q
@@ -266,7 +272,8 @@ class AtomFeatureEncoder(nn.Module):
 
         # Norm and projection act per residue pair that a window sees: never on [B, N, K, c_pair], nor on all of z.
         z = self.proj_z_init(self.norm_z_init(residue_band(z_input, self.window_size)))
-        own, other = self.proj_cl_pair(F.relu(c_skip)), self.proj_cm_pair(F.relu(c_skip))
+        h = F.relu(c_skip)
+        own, other = self.proj_cl_pair(h), self.proj_cm_pair(h)
         p_skip, p = self._pairs(ref_pos, own, other, z, tok, neighbor_idx, valid)
         q = _samples.add(c_skip, self.proj_r_scaled(r_scaled))
         q_skip = self.transformer(q, *_for_pairs(c_l, p, neighbor_idx, valid))

@@ -76,7 +76,7 @@ static inline void pair_gradient(const Call& c, const float* p, const uint8_t* m
     }
   for (index_t j = 0; j < std::min<index_t>(count, LANES); ++j) {
     if (mask && !mask[j]) {
-      if (dp) std::fill(dp + j * CHANNELS, dp + (j + 1) * CHANNELS, 0.f);
+      if (dp && !c.adds_dp) std::fill(dp + j * CHANNELS, dp + (j + 1) * CHANNELS, 0.f);
       continue;
     }
 #pragma GCC unroll 4
@@ -89,7 +89,8 @@ static inline void pair_gradient(const Call& c, const float* p, const uint8_t* m
         if (H) sums[h][v] += g * x;
         else store(sum, load(sum) + g * x);
       }
-      if (dp) store(dp + j * CHANNELS + v * LANES, dx);
+      float* to = dp + j * CHANNELS + v * LANES;
+      if (dp) store(to, c.adds_dp ? load(to) + dx : dx);
     }
   }
 #pragma GCC unroll 8
@@ -112,7 +113,10 @@ static inline void pair_gradient_by_channel(const Call& c, ivec live, index_t co
     }
     float out[LANES];
     store(out, live ? dx : vec{});
-    for (index_t j = 0; dp && j < std::min<index_t>(count, LANES); ++j) narrow(out[j], dp + j * c.channels + channel);
+    for (index_t j = 0; dp && j < std::min<index_t>(count, LANES); ++j) {
+      T* to = dp + j * c.channels + channel;
+      narrow(c.adds_dp ? widen(*to) + out[j] : out[j], to);
+    }
   }
 }
 
@@ -124,7 +128,7 @@ static void pair_row(const Call& c, index_t entry, index_t row, const float* ds,
   const T* p = (const T*)c.p + pair_at(c, c.pair_items, entry, row) * c.channels;
   T* dp = c.dp ? (T*)c.dp + pair_at(c, c.entries, entry, row) * c.channels : nullptr;
   const uint8_t* mask = mask_of_row(c, entry, row);
-  if (dp) {
+  if (dp && !c.adds_dp) {
     std::fill(dp, dp + slot * c.channels, T{});
     std::fill(dp + end * c.channels, dp + c.slots * c.channels, T{});
   }
@@ -205,7 +209,7 @@ static void clear_dead_row(const Call& c, index_t entry, index_t row) {
   }
   index_t at = entry * c.atoms + row;
   T* dp = (T*)c.dp;
-  if (dp) std::fill(dp + at * c.slots * c.channels, dp + (at + 1) * c.slots * c.channels, T{});
+  if (dp && !c.adds_dp) std::fill(dp + at * c.slots * c.channels, dp + (at + 1) * c.slots * c.channels, T{});
 }
 
 // total (+)= dS of one sample, in the columns that its rows have.

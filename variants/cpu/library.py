@@ -56,6 +56,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _POINTERS),
         ("eps", ctypes.c_float),
         ("pair_is_bfloat16", ctypes.c_int32),
+        ("adds_dp", ctypes.c_int32),
     )
 
 

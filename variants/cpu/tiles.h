@@ -28,7 +28,7 @@ struct Call {
   void* dp;               // null: not wanted
   float* work;            // work_floats(call, backward) of them
   float eps;
-  int32_t pair_is_bfloat16;
+  int32_t pair_is_bfloat16, adds_dp;  // adds_dp: dp holds a sum already, to which this call's is added
 };
 
 struct Tile {
