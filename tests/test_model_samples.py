@@ -132,7 +132,7 @@ def test_one_entry_each_is_the_plain_case_bit_for_bit(monkeypatch: pytest.Monkey
     """Nothing of how samples are taken apart runs where no two share anything."""
     from pallatom.architecture import _samples
 
-    monkeypatch.setattr(_samples, "_of_samples", None)
+    monkeypatch.setattr(_samples, "of_samples", None)
     inputs = cases.block_inputs(mask="per item")
     want = _op.stack_reference(cases.stack().state_dict(), *inputs.all(), cases.HEADS)
     assert cases.error(cases.stack()(*inputs.all()), want) < TIGHT

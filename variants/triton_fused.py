@@ -36,6 +36,9 @@ shared, by fp32 atomics; under ``torch.use_deterministic_algorithms`` the table 
 second kernel visits the slots of each key in order. In both modes two such runs agree to the bit in every gradient.
 A band whose tiles do not fit a multiprocessor's shared memory (fp32 from H D = 512 on) takes the gather kernels too.
 
+*Samples* that share p are launched one after another over the same kernels: p is read once for each of them, and never
+copied; dp, and what else they share, is added up in fp32. A kernel that makes a tile's bias once for all is to come.
+
 *Tiles*: shipped defaults by dtype, sizes and architecture (``triton.config``); tuned ones come from the file that
 ``PALLATOM_TRITON_TUNED`` names. ``python -m benchmarks tune`` adds to it; ``PALLATOM_TRITON_AUTOTUNE=1`` at first use.
 
@@ -49,6 +52,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pallatom.architecture import _samples
 from pallatom.architecture._remember import remembered
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
@@ -72,6 +76,8 @@ class TritonFusedBlock(AtomTransformerBlock):
     def _attend(self, Q: Tensor, K: Tensor, V: Tensor, p: Tensor, neighbor_idx: Tensor, valid_mask: Tensor) -> Tensor:
         require(BACKEND, self, Q, K, V, p)
         _require_sizes(Q, K, V, p)
+        p = _samples.once(p)
+        K, V = _samples.matched(K, Q, p), _samples.matched(V, Q, p)
         gamma, beta, weight, eps = pair_weights(self)
         keep_low = Q.dtype != torch.float32 and wants_gradient(Q, K, V, p, gamma, weight)
         given = (Q, K, V, p, gamma, beta, weight, neighbor_idx, valid_mask, eps, keep_low)
@@ -107,7 +113,8 @@ def path(
     """ "band", "band with holes" or "gather"; "layer" where there are no pairs.
 
     ", split" is added if a kernel takes the heads in groups, ", backward gather" if only the backward's tile does not
-    fit a multiprocessor. The backward's kernels count only where a gradient is wanted.
+    fit a multiprocessor. The backward's kernels count only where a gradient is wanted. ", sample by sample": where
+    samples share p.
     """
     _require_sizes(Q, K, V, p)
     if p.numel() == 0:
@@ -122,7 +129,7 @@ def path(
         split = any(launch.splits(d, problem, plans[d]) for d in directions)
     taken = "gather" if plans["forward"] is None else plans["forward"].path
     behind = plans["forward"] is not None and plans.get("backward", plan) is None
-    return taken + ", split" * split + ", backward gather" * behind
+    return taken + ", split" * split + ", backward gather" * behind + ", sample by sample" * (len(Q) > len(p))
 
 
 @remembered
@@ -152,17 +159,41 @@ def atom_attention(
     ``low``: with ``keep_low`` (for gradients in 16 bits) what rounding O lost, of O's shape; else empty. The plan is
     made inside, from the index and its mask, so that a traced graph holds this one node.
     """
-    problem = _problem(q, k, v, p, gamma, weight, valid_mask, eps)
-    if p.numel() == 0:
-        o = torch.zeros_like(problem.q)
+    pairs, samples = _taken_apart(p, q, k, v, valid_mask)
+    with launch.on(q.device):
+        plan = _band_or_none(neighbor_idx, valid_mask) if p.numel() else None
+        problems = (_problem(q, k, v, pairs, gamma, weight, mask, eps) for q, k, v, mask in samples)
+        made = [_forward(problem, plan, neighbor_idx, keep_low) for problem in problems]
+    if len(made) == 1:
+        return made[0]
+    o, low, lse = (torch.stack(parts, 1) if parts[0].dim() > 1 else parts[0] for parts in zip(*made))
+    return o.flatten(0, 1), low.flatten(0, 1) if keep_low else low, lse.flatten(0, 1)
+
+
+def _taken_apart(p: Tensor, *tensors: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+    """p, one entry of it where it is expanded over its batch, and ``tensors`` (Q first) of each sample of every entry:
+    the tensors themselves where no two samples share one."""
+    pairs = p[:1] if len(p) > 1 and p.stride(0) == 0 else p
+    batch, entries = len(tensors[0]), len(pairs)
+    if batch == entries:
+        return pairs, [tensors]
+    of = [x if x.dim() == 2 else _samples.of_samples(x, batch, entries) for x in tensors]
+    return pairs, [tuple(x if isinstance(x, Tensor) else x(i) for x in of) for i in range(batch // entries)]
+
+
+def _forward(
+    problem: launch.Problem, plan: BandPlan | None, neighbor_idx: Tensor, keep_low: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    q = problem.q
+    if problem.p.numel() == 0:
+        o = torch.zeros_like(q)
         low = torch.zeros_like(o) if keep_low else o.new_empty(0)
         return o, low, q.new_full(q.shape[:3], float("inf"), dtype=torch.float32)
-    with launch.on(q.device):
-        found, plan = None, launch.if_a_tile_fits("forward", problem, _band_or_none(neighbor_idx, valid_mask))
-        if plan is not None:
-            band = lambda: launch.forward(problem, plan, keep_low=keep_low)  # noqa: E731
-            found = launch.if_it_fits("forward", problem, plan, band)
-        return found or launch.forward_gather(problem, neighbor_idx.contiguous(), keep_low=keep_low)
+    found, plan = None, launch.if_a_tile_fits("forward", problem, plan)
+    if plan is not None:
+        band = lambda: launch.forward(problem, plan, keep_low=keep_low)  # noqa: E731
+        found = launch.if_it_fits("forward", problem, plan, band)
+    return found or launch.forward_gather(problem, neighbor_idx.contiguous(), keep_low=keep_low)
 
 
 @atom_attention.register_fake
@@ -176,22 +207,48 @@ def atom_attention_backward(
     grad_o: Tensor, o: Tensor, low: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor,
     gamma: Tensor, weight: Tensor, neighbor_idx: Tensor, valid_mask: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, p, gamma and weight."""
-    problem = _problem(q, k, v, p, gamma, weight, valid_mask, eps)
-    if p.numel() == 0:
-        zeros = (
-            torch.zeros_like(t) for t in (problem.q, problem.k, problem.v, problem.p, problem.gamma, problem.weight)
-        )
-        return tuple(zeros)  # type: ignore[return-value]
-    grad_o, deterministic = grad_o.contiguous(), torch.are_deterministic_algorithms_enabled()
-    with launch.on(q.device):
-        plan = launch.if_a_tile_fits("backward", problem, _band_or_none(neighbor_idx, valid_mask))
-        if plan is not None:
-            band = lambda: launch.backward(problem, plan, o, low, lse, grad_o, deterministic=deterministic)  # noqa: E731
-            if (found := launch.if_it_fits("backward", problem, plan, band)) is not None:
-                return found
-        holders = holders_of(neighbor_idx, valid_mask) if deterministic else None
-        return launch.backward_gather(problem, neighbor_idx.contiguous(), o, low, lse, grad_o, holders=holders)
+    """Gradients of q, k, v, p, gamma and weight, added up over samples in float32."""
+    lows = low if low.numel() else low.expand(len(q), 0)
+    pairs, samples = _taken_apart(p, q, k, v, valid_mask, grad_o, o, lows, lse)
+
+    def gradients(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+        problem = _problem(q, k, v, pairs, gamma, weight, mask, eps)
+        with launch.on(q.device):
+            return _backward(problem, neighbor_idx, valid_mask, *(x.contiguous() for x in saved))
+
+    if len(samples) == 1:
+        return gradients(*samples[0])  # type: ignore[return-value]
+    own = [
+        torch.empty_like(x, memory_format=torch.contiguous_format) if len(x) == len(q) else None for x in (q, k, v, p)
+    ]
+    sums: list[Tensor] = []
+    for i, sample in enumerate(samples):
+        made = gradients(*sample)
+        for whole, x in zip(own, made):
+            if whole is not None:
+                whole.unflatten(0, (len(pairs), len(samples)))[:, i] = x
+        shared = [x for whole, x in zip((*own, None, None), made) if whole is None]
+        sums = [x.to(torch.float32) for x in shared] if not sums else [total.add_(x) for total, x in zip(sums, shared)]
+    rest = iter(sums)
+    given = (q, k, v, p, gamma, weight)
+    return tuple(next(rest).to(x.dtype) if whole is None else whole for whole, x in zip((*own, None, None), given))  # type: ignore[return-value]
+
+
+def _backward(
+    problem: launch.Problem, neighbor_idx: Tensor, valid_mask: Tensor,
+    grad_o: Tensor, o: Tensor, low: Tensor, lse: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if problem.p.numel() == 0:
+        given = (problem.q, problem.k, problem.v, problem.p, problem.gamma, problem.weight)
+        return tuple(torch.zeros_like(x) for x in given)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    plan = launch.if_a_tile_fits("backward", problem, _band_or_none(neighbor_idx, valid_mask))
+    if plan is not None:
+        band = lambda: launch.backward(problem, plan, o, low, lse, grad_o, deterministic=deterministic)  # noqa: E731
+        if (found := launch.if_it_fits("backward", problem, plan, band)) is not None:
+            return found
+    holders = holders_of(neighbor_idx, valid_mask) if deterministic else None
+    return launch.backward_gather(problem, neighbor_idx.contiguous(), o, low, lse, grad_o, holders=holders)
 
 
 @atom_attention_backward.register_fake
@@ -287,6 +344,7 @@ BACKEND = Backend(
     cost=cost,
     requires=("triton",),
     reads_weights=True,
+    samples=True,
     min_capability=(8, 0),
     probe=_probe,
     tuning_ms=tuning_ms,

@@ -64,11 +64,11 @@ def one_by_one(attend: Attend, Q: Tensor, K: Tensor, V: Tensor, bias: Tensor, li
         from torch.utils.checkpoint import checkpoint
 
         attend = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)
-    given = [_of_samples(x, batch, entries) for x in (Q, K, V, bias, live)]
+    given = [of_samples(x, batch, entries) for x in (Q, K, V, bias, live)]
     return torch.stack([attend(*(of(i) for of in given)) for i in range(batch // entries)], 1).flatten(0, 1)
 
 
-def _of_samples(x: Tensor, batch: int, entries: int) -> Callable[[int], Tensor]:
+def of_samples(x: Tensor, batch: int, entries: int) -> Callable[[int], Tensor]:
     """i → what of x sample i of every entry uses. The gradients of a shared x meet in float32 at least."""
     if len(x) in (1, entries):
         if not x.requires_grad:
