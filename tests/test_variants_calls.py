@@ -159,15 +159,34 @@ def test_banded_stores_nothing_as_large_as_p_but_its_gradient() -> None:
     assert shape.p_bytes < both < 1.5 * shape.p_bytes
 
 
-def _measured_call(name: str, residues: int, window: int):
+@pytest.mark.parametrize("name", EAGER)
+def test_predicted_peak_of_samples_that_share_p(name: str) -> None:
+    step, shape = _measured_call(name, 36, 16, samples=8)
+    cost = variants.load(name).cost
+    for mode in ("fwd", "fwdbwd"):
+        measured, _ = peak_memory(lambda mode=mode: step(mode), "cpu")
+        assert 1 / 1.75 < cost(shape, mode).peak_bytes / measured < 1.75, mode
+
+
+@pytest.mark.parametrize("name", ["banded", "cpu_fused"])
+def test_samples_hold_no_pair_tensor_each(name: str) -> None:
+    """Above one sample, seven more take what their atoms do: forward less than a p, with gradients less than two."""
+    steps = [_measured_call(name, 73, 32, samples=samples)[0] for samples in (1, 8)]
+    p_bytes = _measured_call(name, 73, 32)[1].p_bytes
+    for mode, most in (("fwd", 1.0), ("fwdbwd", 2.0)):
+        one, many = (peak_memory(lambda step=step, mode=mode: step(mode), "cpu")[0] for step in steps)
+        assert many - one < most * p_bytes, mode
+
+
+def _measured_call(name: str, residues: int, window: int, samples: int = 1):
     torch.manual_seed(0)
     idx, mask = build_sparse_pairs(torch.arange(14 * residues) // 14, window)
     n, slots = idx.shape
     block = variants.convert(AtomTransformer(128, 16, n_blocks=1, n_heads=4).blocks[0], name)
-    leaves = [torch.randn(1, n, 4, 32, requires_grad=True) for _ in range(3)]
+    leaves = [torch.randn(samples, n, 4, 32, requires_grad=True) for _ in range(3)]
     leaves.append(torch.randn(1, n, slots, 16, requires_grad=True))
     wanted = [*leaves, *(block.get_parameter(x) for x in PARAMETERS)]
-    grad_out = torch.randn(1, n, 4, 32)
+    grad_out = torch.randn(samples, n, 4, 32)
 
     def step(mode: str) -> object:
         with torch.set_grad_enabled(mode == "fwdbwd"):
@@ -175,4 +194,4 @@ def _measured_call(name: str, residues: int, window: int):
         return (out, torch.autograd.grad(out, wanted, grad_out)) if mode == "fwdbwd" else out
 
     step("fwdbwd")
-    return step, Shape(1, n, slots, 4, 32, 16, int(mask.sum()), 4, 4)
+    return step, Shape(samples, n, slots, 4, 32, 16, samples * int(mask.sum()), 4, 4, samples=samples)

@@ -38,11 +38,17 @@ class Shape:
     itemsize: int  # of Q, K, V, O
     pair_itemsize: int  # of p
     device: str = "cpu"  # a backend may tile, and so allocate, by device
+    samples: int = 1  # M: how many items of the batch share an entry of p
+
+    @property
+    def entries(self) -> int:
+        """B_p: the batch of the pair tensor."""
+        return self.batch // self.samples
 
     @property
     def n_pairs(self) -> int:
-        """Slots of the pair tensor, B * N * K, padding included."""
-        return self.batch * self.n_atom * self.n_neighbor
+        """Slots of the pair tensor, B_p * N * K, padding included."""
+        return self.entries * self.n_atom * self.n_neighbor
 
     @property
     def p_bytes(self) -> int:

@@ -231,13 +231,14 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     project = 2 * shape.n_pairs * (shape.heads + 2) * shape.c_pair
     # of a tile of p: its squares, and itself where it must be widened; on CUDA it is always centred as well
     copies = (1 if shape.pair_itemsize == acc else 2) + 2 * cuda
-    scratch = rows * (shape.n_neighbor * (copies * shape.c_pair + shape.heads + 3) + 2 * shape.heads * span) * acc
-    by_head = shape.n_atom * shape.heads * shape.head_dim * acc
+    scores = (4 if shape.samples > 1 else 2) * shape.heads * span
+    scratch = rows * (shape.n_neighbor * (copies * shape.c_pair + shape.heads + 3) + scores) * acc
+    by_head = shape.n_atom * shape.heads * shape.head_dim * acc  # of one item; all samples of an entry at once
     if mode == "fwd":
-        peak = scratch + 4 * by_head + shape.atom_bytes
+        peak = scratch + (1 + 3 * shape.samples) * by_head + shape.atom_bytes
         return Cost(products + project, shape.p_bytes + 10 * shape.atom_bytes, peak)
     kept = shape.batch * by_head if shape.itemsize < acc else 0
-    peak = scratch + 9 * by_head + 5 * shape.atom_bytes + shape.p_bytes + kept
+    peak = scratch + (2 + 7 * shape.samples) * by_head + 5 * shape.atom_bytes + shape.p_bytes + kept
     return Cost(7 * products // 2 + 4 * project, 3 * shape.p_bytes + 30 * shape.atom_bytes, peak)
 
 

@@ -198,14 +198,15 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     products = 4 * shape.batch * shape.n_atom * span * shape.heads * shape.head_dim
     project = 2 * shape.n_pairs * (shape.heads + 2) * shape.c_pair
     item = 4 * shape.n_atom * shape.heads * shape.head_dim  # one batch item of Q, in float32
+    m = shape.samples  # at most so many K and V an entry
     widened = 4 * item * shape.batch if shape.itemsize != 4 else 0  # Q, K, V, and O or its gradient
-    tile = 4 * shape.heads * _TILE * (span + 2 * _TILE + shape.head_dim)
+    tile = 4 * shape.heads * _TILE * ((1 + (m > 1)) * (span + 2 * _TILE) + shape.head_dim)
     threads = _threads(shape.n_atom)
     if mode == "fwd":
-        peak = 2 * item + threads * tile + item * shape.batch + widened
+        peak = 2 * m * item + threads * tile + item * shape.batch + widened
         return Cost(products + project, shape.p_bytes + 10 * shape.atom_bytes, peak)
-    sums = 2 * (item + 4 * threads * span * shape.heads * shape.head_dim)
-    peak = 3 * item + sums + threads * tile + 4 * item * shape.batch + widened + shape.p_bytes
+    sums = 2 * m * (item + 4 * threads * span * shape.heads * shape.head_dim)
+    peak = 3 * m * item + sums + threads * tile + 4 * item * shape.batch + widened + shape.p_bytes
     return Cost(7 * products // 2 + 4 * project, 3 * shape.p_bytes + 30 * shape.atom_bytes, peak)
 
 

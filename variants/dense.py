@@ -81,18 +81,18 @@ def _repeated_row(neighbor_idx: Tensor, valid_mask: Tensor) -> int | None:
 
 def cost(shape: Shape, mode: Mode) -> Cost:
     """Quadratic in N; the matrix is written twice (filled, scattered) and read once, its gradient likewise."""
-    pairs = shape.batch * shape.heads * shape.n_atom**2
-    products = 4 * pairs * shape.head_dim
+    pairs = shape.entries * shape.heads * shape.n_atom**2
+    products = 4 * shape.samples * pairs * shape.head_dim
     project = 2 * shape.n_pairs * shape.heads * shape.c_pair
     matrix = pairs * shape.itemsize
     bias = shape.n_pairs * shape.heads * shape.itemsize
     index = 8 * shape.n_pairs
-    traffic = 3 * shape.p_bytes + 3 * matrix + 3 * bias + index + 4 * shape.atom_bytes
+    traffic = 3 * shape.p_bytes + shape.samples * (3 * matrix + 3 * bias + index) + 4 * shape.atom_bytes
     if mode == "fwd":
         return Cost(products + project, traffic, matrix + shape.p_bytes + 2 * bias + index + shape.atom_bytes)
     matrices = 3 if shape.itemsize >= 4 else 5  # half precision is widened where no fused kernel has a bias gradient
     peak = matrices * matrix + 2 * shape.p_bytes + 2 * bias + index + 8 * shape.atom_bytes
-    return Cost(3 * (products + project), 3 * traffic + 6 * matrix, peak)
+    return Cost(3 * (products + project), 3 * traffic + 6 * shape.samples * matrix, peak)
 
 
 BACKEND = Backend(

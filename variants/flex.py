@@ -222,11 +222,11 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     scored = shape.batch * shape.heads * shape.n_atom * min(blocks_wide * _TILE, -(-shape.n_atom // _TILE) * _TILE)
     flops = scored * 4 * shape.head_dim + shape.n_pairs * shape.heads * 2 * shape.c_pair
     bias = shape.n_pairs * shape.heads * shape.itemsize
-    traffic = shape.p_bytes + 2 * bias + 4 * shape.atom_bytes
+    traffic = shape.p_bytes + (1 + shape.samples) * bias + 4 * shape.atom_bytes
     if mode == "fwd":
         return Cost(flops, traffic, bias + 8 * shape.n_pairs + 2 * shape.atom_bytes)
     grad_bias = shape.n_pairs * shape.heads * 4  # float32, whatever the activations are
-    back = (3 + shape.heads) * shape.p_bytes + 2 * bias + 4 * grad_bias + 9 * shape.atom_bytes
+    back = (3 + shape.heads) * shape.p_bytes + shape.samples * (2 * bias + 4 * grad_bias) + 9 * shape.atom_bytes
     peak = 2 * shape.p_bytes + 2 * bias + 2 * grad_bias + 8 * shape.atom_bytes
     return Cost(flops * 7 // 2, traffic + back, peak)
 

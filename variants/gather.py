@@ -21,15 +21,20 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     """All slots are computed, padding too; gathered K and V, the normalised p and the scores pass through memory.
 
     Forward: p is read, its norm written and read; gathered K and V are written and read; scores are rewritten by scale,
-    bias, mask and softmax. Backward reads all of that again and writes a gradient of each.
+    bias, mask and softmax. Backward reads all of that again and writes a gradient of each. Samples that share p are
+    computed one by one: what one makes is gone before the next.
     """
-    flops = shape.n_pairs * shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
+    project = shape.n_pairs * shape.heads * 2 * shape.c_pair
+    products = shape.samples * shape.n_pairs * shape.heads * 4 * shape.head_dim
     gathered = shape.n_pairs * shape.heads * shape.head_dim * shape.itemsize
     scores = shape.n_pairs * shape.heads * max(shape.itemsize, shape.pair_itemsize)
-    traffic = 3 * shape.p_bytes + 4 * gathered + 8 * scores + 4 * shape.atom_bytes
+    each = 4 * gathered + 8 * scores
+    traffic = 3 * shape.p_bytes + shape.samples * each + 4 * shape.atom_bytes
     if mode == "fwd":
-        return Cost(flops, traffic, 2 * gathered + 4 * scores + shape.p_bytes + shape.atom_bytes)
-    return Cost(3 * flops, 3 * traffic, 3 * gathered + 6 * scores + 2 * shape.p_bytes + 8 * shape.atom_bytes)
+        return Cost(project + products, traffic, 2 * gathered + 4 * scores + shape.p_bytes + shape.atom_bytes)
+    again = shape.samples > 1  # a sample's scores are then made a second time
+    flops, moved = 3 * project + (3 + again) * products, 3 * traffic + again * shape.samples * each
+    return Cost(flops, moved, 3 * gathered + 6 * scores + 2 * shape.p_bytes + 8 * shape.atom_bytes)
 
 
 BACKEND = Backend(

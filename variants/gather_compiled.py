@@ -73,14 +73,15 @@ class GatherCompiledBlock(AtomTransformerBlock):
 def cost(shape: Shape, mode: Mode) -> Cost:
     """See the module's docstring. Peak: the normalised p and the scores; with gradients the gathered K and V too, and
     on CUDA one of them in the forward already."""
-    flops = shape.n_pairs * shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
+    m = shape.samples
+    flops = shape.n_pairs * shape.heads * (4 * m * shape.head_dim + 2 * shape.c_pair)
     scores = shape.n_pairs * shape.heads * max(shape.itemsize, shape.pair_itemsize)
     gathered = shape.n_pairs * shape.heads * shape.head_dim * shape.itemsize
-    traffic = 3 * shape.p_bytes + 6 * scores + 4 * shape.atom_bytes
+    traffic = 3 * shape.p_bytes + 6 * m * scores + 4 * shape.atom_bytes
     if mode == "fwd":
         forward = shape.p_bytes + 2 * scores + 2 * shape.atom_bytes
         return Cost(flops, traffic, forward + (gathered if shape.device == "cuda" else 0))
-    back = 5 * shape.p_bytes + 8 * scores + 8 * gathered + 8 * shape.atom_bytes
+    back = 5 * shape.p_bytes + m * (8 * scores + 8 * gathered) + 8 * shape.atom_bytes
     return Cost(3 * flops, traffic + back, shape.p_bytes + 5 * scores + 2 * gathered + 8 * shape.atom_bytes)
 
 

@@ -289,7 +289,8 @@ def cost(shape: Shape, mode: Mode) -> Cost:
 
     Peak above the inputs: O and the log-sum-exp; with the backward also low, dp, dQ, dK, dV, dQ's fp32 accumulator,
     delta, and one partial weight gradient per 16 keys. A split backward holds g = rstd dS too, writes it and reads it,
-    and reads p once more for each group of heads.
+    and reads p once more for each group of heads. Where samples share p, it is read for each, and a sum of dp in fp32
+    is read and written for each.
     """
     flops = shape.live_pairs * shape.heads * (4 * shape.head_dim + 2 * shape.c_pair)
     p_live = shape.live_pairs * shape.c_pair * shape.pair_itemsize
@@ -297,7 +298,9 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     stats = 4 * rows * shape.heads
     if mode == "fwd":
         return Cost(flops, p_live + 4 * shape.atom_bytes + stats, shape.atom_bytes + stats)
-    flops, bytes_ = 3 * flops, 2 * p_live + shape.p_bytes + 12 * shape.atom_bytes
+    summed = 0 if shape.samples == 1 else 4 * shape.n_pairs * shape.c_pair
+    written = shape.samples * (shape.p_bytes + 3 * summed)
+    flops, bytes_ = 3 * flops, 2 * p_live + written + 12 * shape.atom_bytes
     scores = shape.live_pairs * shape.heads * 2 * (shape.head_dim + shape.c_pair)
     accumulator = 4 * rows * shape.heads * shape.head_dim
     split = backward_config(_sizes(shape), _COST_ARCH).split_heads
@@ -306,7 +309,7 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     g = 0 if split is None else shape.n_pairs * shape.heads * shape.pair_itemsize
     again = 0 if split is None else -(-shape.heads // split) * p_live
     low = 0 if shape.itemsize == 4 else shape.atom_bytes
-    peak = 4 * shape.atom_bytes + low + 2 * stats + accumulator + partial + shape.p_bytes + g
+    peak = 4 * shape.atom_bytes + low + 2 * stats + accumulator + partial + shape.p_bytes + g + summed
     traffic = bytes_ + 2 * low + 4 * stats + 4 * accumulator + 2 * partial + 2 * g + again
     return Cost(flops + scores, traffic, peak)
 

@@ -154,16 +154,17 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     """See the module's docstring; blocks are counted as for a band of K atoms."""
     across = -(-shape.n_atom // _SIDE)
     per_row = min(across, -(-(shape.n_neighbor + 2 * _SIDE - 1) // _SIDE)) if shape.n_neighbor else 0
-    cells = shape.batch * shape.heads * across * per_row * _SIDE**2
+    m, cells = shape.samples, shape.entries * shape.heads * across * per_row * _SIDE**2
     wide = max(shape.itemsize, 4)
     scores = cells * wide
     copies = cells // _SIDE * shape.head_dim * wide  # one operand's blocks, copied once per block
     index = shape.heads * across * across + 8 * shape.n_atom * shape.n_neighbor
     bias = shape.n_pairs * shape.heads * wide
-    flops = 4 * cells * shape.head_dim + 2 * shape.n_pairs * shape.heads * shape.c_pair
-    traffic = 3 * shape.p_bytes + 4 * bias + 10 * scores + 6 * copies + 3 * index
+    flops = 4 * m * cells * shape.head_dim + 2 * shape.n_pairs * shape.heads * shape.c_pair
+    traffic = 3 * shape.p_bytes + m * (4 * bias + 10 * scores + 6 * copies + 3 * index)
     if mode == "fwd":
-        return Cost(flops, traffic, 4 * scores + 2 * copies + bias + 6 * shape.atom_bytes)
+        atoms = shape.atom_bytes + 5 * shape.atom_bytes // m  # O, and copies of one sample's Q, K and V
+        return Cost(flops, traffic, 4 * scores + 2 * copies + bias + atoms)
     return Cost(3 * flops, 3 * traffic, shape.p_bytes + 6 * scores + 4 * copies + 2 * bias + 12 * shape.atom_bytes)
 
 

@@ -136,12 +136,12 @@ def cost(shape: Shape, mode: Mode) -> Cost:
     """
     count = -(-shape.n_atom // ROWS)
     width = min(-(-(shape.n_neighbor + ROWS) // _ALIGNED), -(-shape.n_atom // _ALIGNED)) * _ALIGNED
-    cells = shape.batch * shape.heads * count * ROWS * width
+    m, cells = shape.samples, shape.entries * shape.heads * count * ROWS * width
     bias = shape.n_pairs * shape.heads * shape.itemsize
     packed = cells * shape.itemsize
-    copies = 2 * shape.batch * count * width * shape.heads * shape.head_dim * shape.itemsize
-    flops = 4 * cells * shape.head_dim + 2 * shape.n_pairs * shape.heads * shape.c_pair
-    traffic = 3 * shape.p_bytes + 3 * bias + 2 * packed + 2 * copies + 4 * shape.atom_bytes
+    copies = 2 * shape.entries * count * width * shape.heads * shape.head_dim * shape.itemsize
+    flops = 4 * m * cells * shape.head_dim + 2 * shape.n_pairs * shape.heads * shape.c_pair
+    traffic = 3 * shape.p_bytes + m * (3 * bias + 2 * packed + 2 * copies) + 4 * shape.atom_bytes
     if mode == "fwd":
         return Cost(flops, traffic, shape.p_bytes + 2 * bias + packed + copies + 2 * shape.atom_bytes)
     peak = 2 * shape.p_bytes + 3 * bias + 2 * packed + 2 * copies + 8 * shape.atom_bytes
