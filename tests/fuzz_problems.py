@@ -29,12 +29,16 @@ MODE = ("grad", "no_grad", "inference")
 class Draw:
     """One call. ``qk, pairs, offset, weight``: sizes of Q and K, of p, of p's mean beside its size, of the weights.
 
-    ``wide_pairs``: p and the parameters in float32 beside narrower activations, as under autocast.
+    ``batch`` counts entries of p, each shared by ``samples`` items of Q; ``own``: every item has K, V and a mask of its
+    own, else every entry. ``wide_pairs``: p and the parameters in float32 beside narrower activations, as under
+    autocast.
     """
 
     n: int = 40
     slots: int = 12
     batch: int = 2
+    samples: int = 1
+    own: bool = True
     heads: int = 2
     dim: int = 16
     channels: int = 8
@@ -59,6 +63,8 @@ def draws(draw) -> Draw:
         n=draw(st.integers(1, 70)),
         slots=draw(st.integers(1, 24)),
         batch=draw(st.integers(1, 3)),
+        samples=draw(st.sampled_from([1, 1, 2, 3])),
+        own=draw(st.booleans()),
         heads=draw(st.integers(1, 5)),
         dim=draw(st.sampled_from([1, 3, 8, 16, 24, 32, 48, 64])),
         channels=draw(st.sampled_from([1, 2, 5, 8, 16, 17, 32])),
@@ -100,8 +106,9 @@ def call_of(draw: Draw) -> Call:
     def values(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    q, k = (draw.qk * values(draw.batch, n, draw.heads, draw.dim) for _ in range(2))
-    v, grad = (values(draw.batch, n, draw.heads, draw.dim) for _ in range(2))
+    items, keys = draw.batch * draw.samples, _keys(draw)
+    q, k = (draw.qk * values(count, n, draw.heads, draw.dim) for count in (items, keys))
+    v, grad = (values(count, n, draw.heads, draw.dim) for count in (keys, items))
     p = draw.pairs * (values(draw.batch, n, slots, draw.channels) + draw.offset)
     pair_dtype = torch.promote_types(draw.dtype, torch.float32) if draw.wide_pairs else draw.dtype
     block = AtomTransformerBlock(draw.heads * draw.dim, draw.channels, draw.heads)
@@ -110,7 +117,9 @@ def call_of(draw: Draw) -> Call:
         block.pair_bias.weight.copy_(draw.weight * values(draw.heads, draw.channels))
         for parameter, mean in zip(block.norm_pair.parameters(), (1.0, 0.0)):
             parameter.copy_(mean + 0.3 * values(draw.channels))
-    live = mask.expand(draw.batch, n, slots)
+    live = (
+        mask.expand(keys, n, slots).reshape(draw.batch, keys // draw.batch, n, slots).any(1)
+    )  # for any of its samples
     p = p.clamp(-torch.finfo(pair_dtype).max, torch.finfo(pair_dtype).max)
     p = p.masked_fill(~live[..., None], torch.nan)
     tensors = [x.to(draw.dtype) for x in (q, k, v)] + [p.to(pair_dtype)]
@@ -123,6 +132,11 @@ def call_of(draw: Draw) -> Call:
         with torch.inference_mode():
             idx, mask = idx.clone(), mask.clone()
     return Call(draw, block.to(pair_dtype), tuple(inputs), idx, mask, grad.to(draw.dtype))
+
+
+def _keys(draw: Draw) -> int:
+    """The batch of K, V and the mask."""
+    return draw.batch * (draw.samples if draw.own else 1)
 
 
 def _index(draw: Draw, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -149,7 +163,7 @@ def _index(draw: Draw, g: torch.Generator) -> tuple[Tensor, Tensor]:
 def _mask(draw: Draw, mask: Tensor, g: torch.Generator) -> Tensor:
     if draw.mask == "shared":
         return mask
-    mask = mask.expand(draw.batch, -1, -1).clone()
+    mask = mask.expand(_keys(draw), -1, -1).clone()
     if draw.mask == "holes":
         return mask & (torch.rand(mask.shape, generator=g) > 0.3)
     if draw.mask == "dead rows":

@@ -173,8 +173,9 @@ def atom_attention(
 def _taken_apart(p: Tensor, *tensors: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
     """p, one entry of it where it is expanded over its batch, and ``tensors`` (Q first) of each sample of every entry:
     the tensors themselves where no two samples share one."""
-    pairs = p[:1] if len(p) > 1 and p.stride(0) == 0 else p
-    batch, entries = len(tensors[0]), len(pairs)
+    batch = len(tensors[0])
+    pairs = p[:1] if batch == len(p) > 1 and p.stride(0) == 0 else p
+    entries = len(pairs)
     if batch == entries:
         return pairs, [tensors]
     of = [x if x.dim() == 2 else _samples.of_samples(x, batch, entries) for x in tensors]
