@@ -26,20 +26,38 @@ def test_inputs_are_counted_before_they_are_built(level: str, mode: str) -> None
     assert footprint.input_bytes(problem) == pytest.approx(held, rel=0.02)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("backend", ["gather", "banded"])
-def test_no_cell_takes_more_than_was_predicted(level: str, backend: str) -> None:
+def measured_and_predicted(axes: problems.Axes, backend: str) -> tuple[int, int]:
     from benchmarks.harness.levels import inputs
     from benchmarks.harness.ruler.memory import peak_memory
 
+    problem, source = problems.resolve(axes)
+    built = inputs.build(problem, source)
+    case = Case(built, arms.converted(backend, built.module))
+    case()
+    case.release()
+    return peak_memory(case, "cpu")[0], footprint.peak_bytes(problem, arms.seam_peak_bytes(backend, problem))
+
+
+@pytest.mark.parametrize("level", ["encoder", "decoder"])
+@pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
+def test_of_all_residue_pairs_only_z_and_its_gradient_are_counted(level: str, mode: str) -> None:
+    """z is 37 times p here: a forward makes nothing of its size, a backward one."""
+    axes = problems.Axes(level=level, mode=mode, n_atom=2048, atoms="backbone", window=8)
+    problem, _ = problems.resolve(axes)
+    z_bytes = problem.n_res**2 * problem.c_pair * 4
+    peak, predicted = measured_and_predicted(axes, "banded")
+    assert peak <= predicted * footprint.MARGIN + SCRATCH_BYTES
+    if mode == "fwd":
+        assert predicted < 0.4 * z_bytes
+    else:
+        assert predicted < 1.3 * peak
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("backend", ["gather", "banded"])
+def test_no_cell_takes_more_than_was_predicted(level: str, backend: str) -> None:
     for mode in ("fwd", "fwdbwd"):
         axes = problems.Axes(level=level, mode=mode, workload="gfp", atoms="backbone", window=16)
-        problem, source = problems.resolve(axes)
-        built = inputs.build(problem, source)
-        case = Case(built, arms.converted(backend, built.module))
-        case()
-        case.release()
-        peak, _ = peak_memory(case, "cpu")
-        predicted = footprint.peak_bytes(problem, arms.seam_peak_bytes(backend, problem))
+        peak, predicted = measured_and_predicted(axes, backend)
         assert peak <= predicted * footprint.MARGIN + SCRATCH_BYTES
         assert predicted < 6 * peak  # and it is no wild guess that would refuse what fits

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from variants import Shape
 
 INDEX_BYTES, MASK_BYTES, ELEMENTS = 8, 1, 6
+_CHUNK_PAIRS = {"cpu": 2**15, "cuda": 2**22}  # that the layer makes at once without gradients
 MARGIN = 1.1  # allocator rounding and fragmentation
 # The runtime itself: interpreter, libraries, thread stacks; on CUDA the context and library workspaces.
 BASE_BYTES = {"cpu": 400 << 20, "cuda": 1 << 30}
@@ -94,9 +95,14 @@ def peak_bytes(problem: Problem, seam_peak: int) -> int:
         case "stack":
             return _stacked(problem, layer, p)
         case "encoder" | "decoder":
-            # p is normed, projected and passed through four linears with their ReLUs; z likewise, per residue pair.
-            chain = (14 if backward else 5) * p + (3 if backward else 1) * _trunk(problem)
-            return index + chain + (_stacked(problem, layer, p) if backward else layer)
+            trunk = _trunk(problem)
+            band = trunk * min(problem.n_res, max(1, 2 * (problem.window // 2) - 1)) // problem.n_res
+            if not backward:  # p_skip and p, a chunk of pairs on its way; z's band taken, normed and projected
+                chunk = _CHUNK_PAIRS[problem.device] * problem.c_atompair * ITEMSIZE[problem.dtype]
+                return index + 3 * p + 4 * min(p, chunk) + 3 * band + layer
+            # The pair MLP keeps its input and three ReLUs beside p_skip and p; when dz is made, only two of these are
+            # left.
+            return index + 5 * band + max(6 * p + _stacked(problem, layer, p), trunk + 2 * p)
         case "index":
             return 2 * index
 
