@@ -154,3 +154,26 @@ def test_no_forward_grows_by_samples_times_p(expanded: bool) -> None:
         ))  # fmt: skip
     assert 8 * q.nbytes < p.nbytes
     assert many - one < 8 * q.nbytes
+
+
+def test_second_derivatives() -> None:
+    inputs = shared_inputs(1, 2, own_c=False, mask="shared")
+    keep = 12  # atoms: enough for a window, few enough for differences
+    live = inputs["valid_mask"][:keep] & (inputs["neighbor_idx"][:keep] < keep)
+    q, c, p = inputs["q"][:, :keep], inputs["c"][:, :keep], inputs["p"][:, :keep].nan_to_num(0, 0, 0)
+    leaves = [x.detach().clone().requires_grad_() for x in (q, c, p)]
+    idx = inputs["neighbor_idx"][:keep].masked_fill(~live, 0)
+    block = cases.stack(1).blocks[0]
+    assert torch.autograd.gradgradcheck(lambda q, c, p: block(q, c, p, idx, live), leaves, fast_mode=True)
+
+
+def test_a_compiled_stack_agrees() -> None:
+    inputs = shared_inputs(1, 2, own_c=True, mask="per item")
+    module = cases.stack(1)
+    results = []
+    for run in (torch.compile(module, backend="aot_eager", fullgraph=True), module):
+        leaves = cases.with_gradients(inputs)
+        out = run(**leaves)
+        results.append({"q": out, **cases.pull_back([out], {**leaves, **dict(module.named_parameters())})})
+    torch._dynamo.reset()
+    cases.assert_agree(results[0], results[1], TIGHT)

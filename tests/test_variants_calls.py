@@ -178,6 +178,24 @@ def test_samples_hold_no_pair_tensor_each(name: str) -> None:
         assert many - one < most * p_bytes, mode
 
 
+@pytest.mark.parametrize(
+    ("name", "trained"), [*((name, False) for name in EAGER), ("banded", True), ("cpu_fused", True)]
+)
+def test_a_forward_copies_no_expanded_p(name: str, trained: bool) -> None:
+    """Not for the gradients of other tensors; those that read p themselves not for its own either."""
+    torch.manual_seed(0)
+    idx, mask = build_sparse_pairs(torch.arange(14 * 36) // 14, 16)
+    block = variants.convert(AtomTransformer(16, 64, n_blocks=1, n_heads=1).blocks[0], name)
+    q, k, v = (torch.randn(8, len(idx), 1, 16) for _ in range(3))
+    p = torch.randn(1, *idx.shape, 64, requires_grad=trained)
+    peaks = []
+    for batch in (1, 8):
+        given = (*(x[:batch] for x in (q, k, v)), p.expand(batch, -1, -1, -1), idx, mask)
+        block._attend(*given)
+        peaks.append(peak_memory(lambda given=given: block._attend(*given), "cpu")[0])
+    assert peaks[1] - peaks[0] < p.nbytes
+
+
 def _measured_call(name: str, residues: int, window: int, samples: int = 1):
     torch.manual_seed(0)
     idx, mask = build_sparse_pairs(torch.arange(14 * residues) // 14, window)

@@ -12,7 +12,9 @@ from torch import Tensor
 import variants
 from pallatom.architecture import _samples
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
+from tests import model_cases
 from tests.variant_cases import PARAMETERS, Problem, answer, errors, problem
+from variants import _op
 from variants._op import attention_reference
 from variants._require import require
 
@@ -178,3 +180,24 @@ def test_a_backend_without_samples_refuses_them() -> None:
     with pytest.raises(variants.UnsupportedError, match="samples: an entry of p for each item is required, 2 for 4"):
         require(without, given.block, *given.inputs)
     require(variants.load("gather"), given.block, *given.inputs)
+
+
+@pytest.mark.parametrize("own", ["", "z", "s"])
+@pytest.mark.parametrize("name", ["banded", "cpu_fused", "dense"])
+def test_encoder_and_decoder_conform(name: str, own: str) -> None:
+    """Three samples of each of two systems, which may have a z or an s of their own."""
+    for module, inputs, noised, suffix, reference in (
+        (model_cases.encoder(torch.float32), model_cases.encoder_inputs, "r_scaled", "_input", _op.encoder_reference),
+        (model_cases.decoder(torch.float32), model_cases.decoder_inputs, "q_skip", "", _op.decoder_reference),
+    ):
+        given, many = (inputs(batch=batch, seed=3, dtype=torch.float32) for batch in (2, 6))
+        given |= {key: many[key] for key in (noised, own + suffix if own else noised)}
+        sizes = {"window_size": model_cases.WINDOW, "n_heads": model_cases.HEADS}
+        state, fast = dict(module.named_parameters()), variants.convert(module, name)
+        results = []
+        for run in (fast, functools.partial(reference, state, **sizes)):
+            leaves = model_cases.with_gradients(given)
+            outputs = run(**leaves)
+            gradients = model_cases.pull_back(outputs, {**leaves, **state})
+            results.append({f"output {i}": x for i, x in enumerate(outputs)} | gradients)
+        model_cases.assert_agree(results[0], results[1], 1e-4)
