@@ -144,8 +144,9 @@ class AtomTransformerBlock(nn.Module):
         a batch has B or B_p. With x any of them, item i of Q uses ``x[i // (B / len(x))]``: the sample index runs
         fastest. A slot that is live for some samples of an entry has p for these; dead for all, it may hold anything.
         The gradients of K, V and p are sums over the samples that use an entry, taken in float32 at least. No tensor of
-        p's size is repeated M times, nor is a p that is expanded over its batch (stride 0) copied so as to be read;
-        where such a p wants a gradient, each of its items gets its own. M = 1 is the plain case.
+        p's size is repeated M times. A p that is expanded over its batch (stride 0) is read as its one entry; where its
+        gradient is wanted each item gets its own, for which a backend that calls ``norm_pair`` on p, as this one, needs
+        a copy. M = 1 is the plain case.
         """
         _validate.check_live_indices(neighbor_idx, valid_mask)
         p = _samples.once(p)
