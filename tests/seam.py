@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.harness.levels.cost import Work, floor
+from benchmarks.harness.cases.limits import Work, floor
 from benchmarks.harness.schema.axes import Mode
 from benchmarks.harness.schema.problem import Problem
 from pallatom.architecture.atom_transformers import AtomTransformerBlock

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 from benchmarks.commands import app, check
 from benchmarks.commands import options as opt
 from benchmarks.commands import sweep as command_line
-from benchmarks.harness.levels import arms
-from benchmarks.harness.schema.axes import ATOM_SETS, AXES, DTYPES, LARGEST, LEVELS, MODES, WINDOW_STYLES
-from benchmarks.harness.schema.problem import INDEX_BACKEND, OWN_INDEX
+from benchmarks.harness import levels
+from benchmarks.harness.cases import problems, registry
+from benchmarks.harness.schema.axes import ATOM_SETS, AXES, DTYPES, LARGEST, MODES, WINDOW_STYLES
 from benchmarks.harness.schema.record import Record, append
 from benchmarks.harness.sweep import again
 from benchmarks.harness.sweep import sweep as harness
 from benchmarks.harness.worker.options import Options
-from benchmarks.harness.workload import problems, workloads
+from benchmarks.harness.workload import workloads
 from tests import records_factory as made
 
 STRUCTURE = "it's my $HOME, `mine`; (1).fasta"
@@ -69,8 +69,8 @@ def asked_by(words: list[str]) -> Asked:
 
 @st.composite
 def any_axes(draw: st.DrawFn) -> problems.Axes:
-    level = draw(st.sampled_from(LEVELS))
-    own_index = level in (*OWN_INDEX, "index")
+    level = draw(st.sampled_from(levels.names()))
+    own_index = levels.level_of(level).builds_index
     heads = draw(st.sampled_from([1, 2, 4, 8]))
     source = draw(st.sampled_from([None, None, "ubiquitin", STRUCTURE]))
     number = st.integers(1, 9)
@@ -108,7 +108,7 @@ def test_the_command_of_a_record_asks_for_the_same_cell(
 ) -> None:  # fmt: skip
     problem, _ = problems.resolve(axes)
     asked = Options(budget_s=budget_s, speed=speed, gate_pairs=pairs, try_oversized=oversized and speed)
-    spec = INDEX_BACKEND if problem.level == "index" else backend
+    (spec,) = levels.level_of(problem.level).backends((backend,))
     text = again.command(problem, str(folder / spec), harness.as_asked(asked), threads)
     words = shlex.split(text)
     assert words[:3] == ["python", "-m", "benchmarks"]
@@ -116,7 +116,7 @@ def test_the_command_of_a_record_asks_for_the_same_cell(
     found = asked_by(words[3:])
     (group,) = found.groups
     assert group.problem == problem
-    assert [arms.name_of(one) for one in group.backends] == [arms.name_of(spec)]
+    assert [registry.name_of(one) for one in group.backends] == [registry.name_of(spec)]
     assert found.threads == threads
     assert found.settings.options.speed == speed
     assert found.settings.options.gate_pairs == pairs
@@ -132,7 +132,7 @@ def record_of(axes: problems.Axes, backend: str = "banded", **where: Any) -> Rec
 
 
 @pytest.mark.parametrize("source", [None, "ubiquitin", STRUCTURE])
-@pytest.mark.parametrize("backend", ["banded", arms.name_of(BACKEND)])
+@pytest.mark.parametrize("backend", ["banded", registry.name_of(BACKEND)])
 def test_a_key_and_its_file_are_enough(folder: Path, source: str | None, backend: str) -> None:
     axes = problems.Axes(workload=source, n_atom=None if source else 77, window=9, k_cap=5, seed=3, c_token=8)
     options = harness.as_asked(Options(budget_s=3.5, gate_pairs=99))
@@ -142,7 +142,7 @@ def test_a_key_and_its_file_are_enough(folder: Path, source: str | None, backend
     found = asked_by(["sweep", "--again", f"{kept.key}@{path}", "--out", "other.jsonl"])
     (group,) = found.groups
     assert group.problem == kept.problem
-    assert [arms.name_of(one) for one in group.backends] == [backend]
+    assert [registry.name_of(one) for one in group.backends] == [backend]
     assert (found.threads, found.settings.seed, found.settings.fresh) == (3, 3, True)
     assert harness.as_asked(found.settings.options) == options
     assert found.settings.out == Path("other.jsonl")
@@ -161,7 +161,7 @@ def test_a_record_from_before_there_were_options_is_measured_as_is_usual(folder:
 
 
 def test_files_of_the_users_own_are_found_where_they_are_said_to_be(folder: Path, tmp_path: Path) -> None:
-    kept = record_of(problems.Axes(workload=STRUCTURE), arms.name_of(BACKEND))
+    kept = record_of(problems.Axes(workload=STRUCTURE), registry.name_of(BACKEND))
     append(tmp_path / "r.jsonl", [kept])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

@@ -16,11 +16,11 @@ import pytest
 from benchmarks.asv import grid as asv_grid
 from benchmarks.commands import check
 from benchmarks.commands import console as show
+from benchmarks.harness.cases.problems import Axes, BadAxis, resolve
 from benchmarks.harness.schema import cells
 from benchmarks.harness.schema.axes import AXES, LARGEST
 from benchmarks.harness.schema.problem import Problem
 from benchmarks.harness.schema.record import read
-from benchmarks.harness.workload.problems import Axes, BadAxis, resolve
 from reports.page import build, page
 from reports.read.load import load
 from tests import records_factory as made
@@ -142,7 +142,7 @@ from benchmarks.asv import grid
 from benchmarks.harness.schema import cells
 from benchmarks.harness.schema.record import Record, read
 from benchmarks.harness.sweep import again
-from benchmarks.harness.workload.problems import Axes, resolve
+from benchmarks.harness.cases.problems import Axes, resolve
 from reports.find.history import Problem as Tracked
 from tests import records_factory as made
 

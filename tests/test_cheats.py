@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.cases import problems
 from benchmarks.harness.gate import audit
 from benchmarks.harness.ruler import ceilings, clock
 from benchmarks.harness.worker.measure import Group
 from benchmarks.harness.worker.options import Options
-from benchmarks.harness.workload import problems
 
 FILE = """
 import inspect, threading, time
@@ -237,8 +237,8 @@ def test_who_moves_the_ruler_is_named_and_it_is_put_back(patch: str, tmp_path: P
 
 
 def test_a_result_that_was_not_allocated_in_its_call_is_from_elsewhere() -> None:
-    from benchmarks.harness.levels import inputs
-    from benchmarks.harness.levels.case import Case
+    from benchmarks.harness.cases import inputs
+    from benchmarks.harness.cases.case import Case
 
     problem, source = problems.resolve(problems.Axes(n_atom=96, window=8))
     case = Case(inputs.build(problem, source), inputs.build(problem, source).module)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.levels import cost, inputs
-from benchmarks.harness.levels.case import Case, forward_of
+from benchmarks.harness.cases import inputs, limits, problems
+from benchmarks.harness.cases.case import Case, forward_of
+from benchmarks.harness.levels import level_of
 from benchmarks.harness.ruler.ceilings import Bandwidth, Ceilings
-from benchmarks.harness.schema.problem import OWN_INDEX, Problem
+from benchmarks.harness.schema.problem import Problem
 from benchmarks.harness.schema.record import Limit
-from benchmarks.harness.workload import problems
 
 LEVELS = ("attention", "block", "stack", "encoder", "decoder")
 MODES = ("fwd", "fwdbwd", "train")
@@ -51,7 +51,7 @@ def built(axes: dict) -> inputs.Inputs:
 
 
 def shapes_of(level: str) -> list[str]:
-    own = {"capped", "blocks"} if level in OWN_INDEX else set()
+    own = {"capped", "blocks"} if level_of(level).builds_index else set()
     return [name for name in SHAPES if name not in own]
 
 
@@ -70,8 +70,8 @@ def test_flops_and_weights_are_those_of_the_layer(level: str, mode: str) -> None
         outputs = call(**made.fixed)
         if mode == "fwdbwd":
             torch.autograd.backward(outputs, [made.cotangents[name] for name in made.outputs])
-    assert cost.floor(problem).flops == pytest.approx(counter.get_total_flops(), rel=1e-6)
-    assert cost.weight_bytes(problem) == sum(w.numel() * w.element_size() for w in made.weights.values())
+    assert limits.floor(problem).flops == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    assert limits.weight_bytes(problem) == sum(w.numel() * w.element_size() for w in made.weights.values())
 
 
 def moved_at_most(made: inputs.Inputs) -> int:
@@ -95,7 +95,7 @@ def moved_at_most(made: inputs.Inputs) -> int:
 @pytest.mark.parametrize(("level", "shape"), [(level, shape) for level in LEVELS for shape in shapes_of(level)])
 def test_no_floor_exceeds_inputs_outputs_and_weights(level: str, shape: str, mode: str, dtype: str) -> None:
     made = built(SHAPES[shape] | {"level": level, "mode": mode, "dtype": dtype})
-    assert cost.floor(made.problem).bytes <= moved_at_most(made)
+    assert limits.floor(made.problem).bytes <= moved_at_most(made)
 
 
 def live_bytes(made: inputs.Inputs, tensor: torch.Tensor) -> int:
@@ -126,9 +126,9 @@ def test_no_floor_is_less_than_what_has_to_be_moved(level: str, shape: str, mode
     read, written = list(made.leaves.values()), outputs
     if mode != "fwd":
         read, written = read + list(made.cotangents.values()), written + list(made.leaves.values())
-    step = 5 * cost.weight_bytes(made.problem) if mode == "train" else 0
+    step = 5 * limits.weight_bytes(made.problem) if mode == "train" else 0
     moved = sum(live_bytes(made, t) for t in read) + sum(map(bytes_of, written)) + step
-    assert cost.floor(made.problem).bytes == moved
+    assert limits.floor(made.problem).bytes == moved
 
 
 @pytest.mark.parametrize("level", ["encoder", "decoder"])
@@ -136,7 +136,7 @@ def test_residue_pairs_of_ragged_chains_are_never_more_than_a_window_sees(level:
     for shape in ("ragged", "chains"):
         made = built(SHAPES[shape] | {"level": level})
         z = made.tensors["z_input" if level == "encoder" else "z"]
-        counted = cost._residue_pairs(made.problem) * made.problem.c_pair * z.element_size()
+        counted = level_of(level).residue_pairs(made.problem) * made.problem.c_pair * z.element_size()
         assert 0 < counted <= live_bytes(made, z)
         if level == "decoder":
             assert counted == live_bytes(made, z)
@@ -145,46 +145,46 @@ def test_residue_pairs_of_ragged_chains_are_never_more_than_a_window_sees(level:
 def test_more_blocks_move_no_more_of_p() -> None:
     for mode in MODES:
         once, often = (resolved(level="stack", mode=mode, n_blocks=n) for n in (1, 5))
-        weights = {"fwd": 1, "fwdbwd": 2, "train": 7}[mode] * (cost.weight_bytes(often) - cost.weight_bytes(once))
-        assert cost.floor(often).bytes - cost.floor(once).bytes == weights
-        assert cost.floor(often).exponentials == 5 * cost.floor(once).exponentials
-        assert cost.floor(often).flops == 5 * cost.floor(once).flops
+        weights = {"fwd": 1, "fwdbwd": 2, "train": 7}[mode] * (limits.weight_bytes(often) - limits.weight_bytes(once))
+        assert limits.floor(often).bytes - limits.floor(once).bytes == weights
+        assert limits.floor(often).exponentials == 5 * limits.floor(once).exponentials
+        assert limits.floor(often).flops == 5 * limits.floor(once).flops
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_exponential_a_live_pair_head_and_block(mode: str) -> None:
     problem = resolved(level="stack", mode=mode, n_atom=300, window=8, batch=2, heads=8)
     assert problem.live_pairs < 2 * 300 * problem.n_neighbor
-    assert cost.floor(problem).exponentials == 2 * 8 * problem.live_pairs
+    assert limits.floor(problem).exponentials == 2 * 8 * problem.live_pairs
 
 
 def test_without_a_live_pair_the_attention_asks_for_nothing() -> None:
     problem = resolved(window=1)
     atom = problem.n_atom * problem.c_atom * 4
     assert problem.live_pairs == 0
-    assert cost.floor(problem) == cost.Work(0, atom, 0)  # zeros are written
-    assert cost.floor(resolved(window=1, mode="fwdbwd")).bytes == 4 * atom + cost.weight_bytes(problem)
-    block = cost.floor(resolved(level="block", window=1))
+    assert limits.floor(problem) == limits.Work(0, atom, 0)  # zeros are written
+    assert limits.floor(resolved(window=1, mode="fwdbwd")).bytes == 4 * atom + limits.weight_bytes(problem)
+    block = limits.floor(resolved(level="block", window=1))
     assert block.flops == 2 * problem.n_atom * 8 * problem.c_atom**2  # the feed-forward
 
 
 def test_only_live_pairs_are_read() -> None:
     problem = resolved(n_atom=2048, window=32)
     assert problem.live_pairs < problem.n_atom * problem.n_neighbor
-    atoms, weights = 4 * problem.n_atom * problem.c_atom * 4, cost.weight_bytes(problem)
-    assert cost.floor(problem).bytes == problem.live_pairs * problem.c_atompair * 4 + atoms + weights
+    atoms, weights = 4 * problem.n_atom * problem.c_atom * 4, limits.weight_bytes(problem)
+    assert limits.floor(problem).bytes == problem.live_pairs * problem.c_atompair * 4 + atoms + weights
 
 
 def test_the_index_moves_its_output() -> None:
     problem = resolved(level="index", n_atom=2048)
-    assert cost.floor(problem) == cost.Work(0, 8 * 2048 + 9 * 2048 * problem.n_neighbor, 0)
-    assert cost.limit(problem, RATES, 1.0).bound == "bytes"
-    assert cost.floor(resolved(level="index", window=1)) == cost.Work(0, 8 * 60, 0)
+    assert limits.floor(problem) == limits.Work(0, 8 * 2048 + 9 * 2048 * problem.n_neighbor, 0)
+    assert limits.limit(problem, RATES, 1.0).bound == "bytes"
+    assert limits.floor(resolved(level="index", window=1)) == limits.Work(0, 8 * 60, 0)
 
 
 def test_the_largest_of_the_three_binds_and_is_named() -> None:
     problem = resolved(n_atom=2048, window=32)
-    work = cost.floor(problem)
+    work = limits.floor(problem)
     fast = {"bandwidth_bytes_per_s": 1e15, "rate_flops_per_s": 1e16, "rate_exponentials_per_s": 1e15}
     spreads = {"bandwidth_spread": 0.01, "flops_spread": 0.02, "exponentials_spread": 0.03}
     for bound, rate, units, spread in (
@@ -192,15 +192,15 @@ def test_the_largest_of_the_three_binds_and_is_named() -> None:
         ("flops", "rate_flops_per_s", work.flops, 0.02),
         ("exponentials", "rate_exponentials_per_s", work.exponentials, 0.03),
     ):
-        found = cost.limit(problem, Ceilings(**(fast | {rate: 1e6} | spreads), source=""), 2e6)
+        found = limits.limit(problem, Ceilings(**(fast | {rate: 1e6} | spreads), source=""), 2e6)
         assert (found.bound, found.floor_ms, found.spread) == (bound, pytest.approx(units / 1e3), spread)
         assert found.percent == pytest.approx(found.floor_ms / 2e4)
         assert found.definition == 2
-    assert cost.limit(problem, RATES, None).percent is None
+    assert limits.limit(problem, RATES, None).percent is None
 
 
 def test_exponentials_that_were_not_measured_bind_nothing() -> None:
-    found = cost.limit(resolved(), RATES, 1.0)
+    found = limits.limit(resolved(), RATES, 1.0)
     assert (found.rate_exponentials_per_s, found.spread) == (None, None)
     assert found.bound in ("bytes", "flops")
 
@@ -224,8 +224,8 @@ def test_what_a_cache_may_hold_is_held_against_the_cache(needed: int, rate: floa
 
 def test_the_rate_used_is_recorded() -> None:
     problem = resolved(n_atom=512, window=32)
-    assert 1 << 20 < cost.floor(problem).bytes < 1 << 24
-    found = cost.limit(problem, caches(), 1.0)
+    assert 1 << 20 < limits.floor(problem).bytes < 1 << 24
+    found = limits.limit(problem, caches(), 1.0)
     assert (found.bandwidth_bytes_per_s, found.read_bytes_per_s, found.copy_bytes_per_s) == (9e10, 9e10, 4.5e10)
     assert (found.working_set_bytes, found.spread) == (1 << 20, 0.1)
 
@@ -248,20 +248,20 @@ def test_of_two_measurements_the_larger_of_each_counts() -> None:
 def measured(percent: float, spread: float | None, problem: Problem | None = None) -> Limit:
     rates = Ceilings(1e10, 1e11, "", bandwidth_spread=spread, flops_spread=spread, exponentials_spread=spread)
     problem = problem or resolved(n_atom=512, window=32)
-    floor_ms = cost.limit(problem, rates, None).floor_ms
-    return cost.limit(problem, rates, 100 * floor_ms / percent)
+    floor_ms = limits.limit(problem, rates, None).floor_ms
+    return limits.limit(problem, rates, 100 * floor_ms / percent)
 
 
 @pytest.mark.parametrize(("percent", "spread"), [(40, None), (100, None), (99.9, 0.0), (104.9, 0.05), (250, 2.0)])
 def test_what_is_within_the_ceilings_own_spread_is_a_number(percent: float, spread: float | None) -> None:
-    assert cost.beyond(measured(percent, spread)) is None
+    assert limits.beyond(measured(percent, spread)) is None
 
 
 @pytest.mark.parametrize(("percent", "spread"), [(100.5, None), (105.2, 0.05), (1699, 0.1), (3634, 2.0)])
 @pytest.mark.parametrize("level", [*LEVELS, "index"])
 def test_what_is_beyond_it_is_impossible_and_says_why(level: str, percent: float, spread: float | None) -> None:
     found = measured(percent, spread, resolved(level=level))
-    said = cost.beyond(found)
+    said = limits.beyond(found)
     assert said is not None
     assert f"{percent:,.4g}% of the limit" in said
     assert f"{found.floor_ms:.4g} ms" in said
@@ -273,5 +273,5 @@ def test_zeros_that_were_returned_at_once_are_beyond_the_limit() -> None:
     """A call that only makes an empty result, as planted backends do while they are timed, at real rates."""
     problem = resolved(n_atom=4096, window=32, level="stack", mode="fwdbwd")
     h200 = Ceilings(4.2e12, 7e14, "", rate_exponentials_per_s=6e12, bandwidth_spread=0.004)
-    assert cost.beyond(cost.limit(problem, h200, 0.011)) is not None
-    assert cost.beyond(cost.limit(problem, h200, None)) is None
+    assert limits.beyond(limits.limit(problem, h200, 0.011)) is not None
+    assert limits.beyond(limits.limit(problem, h200, None)) is None

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import variants
+from benchmarks.harness.cases import inputs, problems, registry
+from benchmarks.harness.cases.case import Case
 from benchmarks.harness.gate import errors, gate
-from benchmarks.harness.levels import arms, expectation, inputs
-from benchmarks.harness.levels.case import Case
-from benchmarks.harness.levels.expected import Expected, Reference
+from benchmarks.harness.levels import level_of
+from benchmarks.harness.reference.expected import Expected, Reference
 from benchmarks.harness.ruler import poison
-from benchmarks.harness.workload import problems
 from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
 ALL = 1 << 30
@@ -26,7 +26,7 @@ def build(max_pairs: int = ALL, **axes) -> tuple[inputs.Inputs, Expected]:
         del asked["n_atom"]
     problem, source = problems.resolve(problems.Axes(**asked))
     built = inputs.build(problem, source)
-    return built, expectation.expect(built, max_pairs=max_pairs)
+    return built, level_of(problem.level).expected(built, max_pairs=max_pairs)
 
 
 def planted(built: inputs.Inputs, attend) -> Case:
@@ -53,7 +53,7 @@ def red_entries(result: gate.Gate, **axes) -> set[str]:
 @pytest.mark.parametrize("level", ["attention", "block", "stack", "encoder", "decoder"])
 def test_correct_backends_are_green(backend: str, level: str) -> None:
     built, expected = build(level=level)
-    result = gate.check(Case(built, arms.converted(backend, built.module)), expected)
+    result = gate.check(Case(built, registry.converted(backend, built.module)), expected)
     assert result.passed, gate.why_red(result, built.problem)
     assert result.rows_checked == result.rows_total == 96
     assert result.control_tolerance is not None
@@ -67,7 +67,7 @@ def test_correct_backends_are_green(backend: str, level: str) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_every_dtype_has_its_tolerance(dtype: str) -> None:
     built, expected = build(dtype=dtype)
-    result = gate.check(Case(built, arms.converted("banded", built.module)), expected)
+    result = gate.check(Case(built, registry.converted("banded", built.module)), expected)
     assert result.passed, gate.why_red(result, built.problem)
     assert max(e for e in result.errors.values() if e is not None) > 0  # it did compare something
 
@@ -76,7 +76,7 @@ def test_every_dtype_has_its_tolerance(dtype: str) -> None:
 def test_a_sample_of_rows_is_exact_gradients_included(level: str) -> None:
     """In float64 the sampled reference agrees to rounding: so no row's gradient is missing or counted twice."""
     built, expected = build(max_pairs=4000, workload="ubiquitin", atoms="backbone", level=level, dtype="float64")
-    result = gate.check(Case(built, arms.converted("gather", built.module)), expected)
+    result = gate.check(Case(built, registry.converted("gather", built.module)), expected)
     assert result.passed, gate.why_red(result, built.problem)
     assert 0 < result.rows_checked < result.rows_total == 304
     assert max(e for e in result.errors.values() if e is not None) < 1e-12
@@ -295,7 +295,7 @@ def test_the_answer_of_the_call_before_is_released_before_memory_is_poisoned(dev
 
 def test_a_problem_whose_answer_is_zero_cannot_be_told() -> None:
     built, expected = build(mode="fwd", window=1)  # no neighbours: every backend returns zeros, right or not
-    result = gate.check(Case(built, arms.converted("gather", built.module)), expected)
+    result = gate.check(Case(built, registry.converted("gather", built.module)), expected)
     assert not result.passed
     assert "cannot tell" in gate.why_red(result, built.problem)
 
@@ -320,7 +320,7 @@ def test_an_output_that_drifts_after_the_first_check_is_red() -> None:
 
 def test_training_steps_leave_the_weights_as_the_gate_saw_them() -> None:
     built, expected = build(mode="train", level="block")
-    case = Case(built, arms.converted("banded", built.module))
+    case = Case(built, registry.converted("banded", built.module))
     before = gate.check(case, expected)
     for _ in range(3):
         case.release()
@@ -342,7 +342,7 @@ def test_the_index_must_agree_exactly() -> None:
 
 def test_a_block_in_float16_is_green_though_its_relu_jumps() -> None:
     built, expected = build(dtype="float16", level="block")
-    result = gate.check(Case(built, arms.converted("gather", built.module)), expected)
+    result = gate.check(Case(built, registry.converted("gather", built.module)), expected)
     assert result.passed, gate.why_red(result, built.problem)
     gradients = [e for name, e in result.errors.items() if name.startswith("grad:") and e is not None]
     assert max(gradients) > errors.GRADIENT_TOLERANCE["float16"]  # the seam's own tolerance would not do

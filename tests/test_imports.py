@@ -124,7 +124,9 @@ def test_a_backend_shares_no_code_with_the_reference() -> None:
 
 
 # What each room may import of the rooms beside it, lowest first; test_no_circle follows from the order.
-HARNESS = ("ruler", "schema", "workload", "levels", "gate", "worker", "sweep", ("regress", "profile"))
+HARNESS = (
+    "ruler", "schema", "workload", "reference", "levels", "cases", "gate", "worker", "sweep", ("regress", "profile"),
+)  # fmt: skip
 PAGES = (("words", "markup"), "read", "find", ("say", "tables", "draw"), "page")
 ABOVE = {"__main__": len(PAGES), "offline": len(PAGES), "__init__": len(PAGES)}
 
@@ -240,11 +242,14 @@ def test_no_helper_has_a_name_that_asv_collects() -> None:
 
 
 def test_reports_need_no_torch() -> None:
-    allowed = ("benchmarks.asv.metrics", *(f"benchmarks.harness.{n}" for n in ("ruler", "schema", "levels.cost")))
+    allowed = (
+        "benchmarks.asv.metrics",
+        *(f"benchmarks.harness.{n}" for n in ("ruler", "schema", "levels", "cases.limits")),
+    )
     files = _files("reports")
     assert _offences(files, ("torch", "variants", "pallatom", "tests")) == []
     # ``from benchmarks.harness import ruler`` names the package too, which holds nothing itself
-    packages = ("benchmarks", "benchmarks.asv", "benchmarks.harness", "benchmarks.harness.levels")
+    packages = ("benchmarks", "benchmarks.asv", "benchmarks.harness", "benchmarks.harness.cases")
     found = [o for o in _offences(files, ("benchmarks",), allowed) if o.rpartition(" ")[2] not in packages]
     assert found == []
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
+from benchmarks.harness.cases.problems import Group
 from benchmarks.harness.profile import counters
 from benchmarks.harness.profile.profiles import best_and_worst, trace_name
 from benchmarks.harness.ruler.clock import CudaClock
@@ -20,7 +21,6 @@ from benchmarks.harness.worker.kernel_names import IDLE, LONGEST, OUTSIDE, kind,
 from benchmarks.harness.worker.measure import Arm
 from benchmarks.harness.worker.options import Options
 from benchmarks.harness.worker.profiling import slim
-from benchmarks.harness.workload.problems import Group
 from tests import records_factory as made
 
 ADD = ("void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::BFloat16>, "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.levels import cost
+from benchmarks.harness.cases.limits import beyond, floor, limit
 from benchmarks.harness.ruler.ceilings import Ceilings
 from benchmarks.harness.schema.problem import Problem
 from benchmarks.harness.schema.record import Limit, Record
@@ -50,8 +50,8 @@ def test_an_old_record_is_judged_by_todays_floor(tmp_path: Path) -> None:
     (cell,) = shown(tmp_path, one).cells
     found = cell.record.limit
     assert found is not None
-    assert (found.floor_bytes, found.definition, found.bound) == (cost.floor(p).bytes, 2, "bytes")
-    assert found.percent == pytest.approx(100 * cost.floor(p).bytes / 1e9 / 1.0)
+    assert (found.floor_bytes, found.definition, found.bound) == (floor(p).bytes, 2, "bytes")
+    assert found.percent == pytest.approx(100 * floor(p).bytes / 1e9 / 1.0)
 
 
 def test_one_ceiling_a_machine_whatever_the_run_or_commit(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_one_ceiling_a_machine_whatever_the_run_or_commit(tmp_path: Path) -> Non
     two = measured(made.problem(n_atom=4096), ms=1e3, bandwidth_bytes_per_s=70e9, rate_flops_per_s=1e15,
                    where={"commit": "0123456789ab"})  # fmt: skip
     collection = shown(tmp_path, one, two)
-    assert percents(collection) == pytest.approx([cost.floor(r.problem).bytes / 7e8 for r in (one, two)])
+    assert percents(collection) == pytest.approx([floor(r.problem).bytes / 7e8 for r in (one, two)])
     (held,) = collection.machines.values()
     assert "moving 70.0 GB/s (from 35.0 in 2 measurements) by copying, reading not recorded" in held.said()
     assert "exponentials not recorded" in held.said()
@@ -95,7 +95,7 @@ def test_products_have_a_ceiling_a_dtype(tmp_path: Path) -> None:
 def test_a_cpus_caches_and_memory_stay_apart(tmp_path: Path) -> None:
     """The rate of a small working set judges what is as small, never what is larger."""
     small, large = made.problem(n_atom=512), made.problem(n_atom=16384)
-    assert cost.floor(small).bytes < 1 << 26 < 1 << 28 < cost.floor(large).bytes
+    assert floor(small).bytes < 1 << 26 < 1 << 28 < floor(large).bytes
     common = {"rate_flops_per_s": 1e15, "definition": 2, "bound": "bytes", "spread": 0.02, "ms": 1e4}
     records = [
         measured(small, bandwidth_bytes_per_s=9e10, working_set_bytes=1 << 20, **common),
@@ -143,8 +143,8 @@ def test_planted_zeros_of_an_old_record_are_beyond_the_pages_limit(tmp_path: Pat
     found = [c.record.limit for c in collection.cells]
     assert found[0] is not None
     assert found[1] is not None
-    assert cost.beyond(found[0]) is None
-    assert "% of the limit" in (cost.beyond(found[1]) or "")
+    assert beyond(found[0]) is None
+    assert "% of the limit" in (beyond(found[1]) or "")
 
 
 @pytest.mark.parametrize(("mode", "low", "high"), [("fwd", 8, 10), ("fwdbwd", 3, 7)])
@@ -162,7 +162,7 @@ def test_nothing_that_is_committed_is_beyond_its_limit() -> None:
         cells = load.load([ROOT / "reports" / folder / "records.jsonl"]).cells
         found = [c.record.limit for c in cells if c.record.limit is not None]
         assert found
-        assert [said for one in found if (said := cost.beyond(one))] == []
+        assert [said for one in found if (said := beyond(one))] == []
 
 
 def test_a_profiles_rows_are_multiples_of_the_pages_floor() -> None:
@@ -170,11 +170,10 @@ def test_a_profiles_rows_are_multiples_of_the_pages_floor() -> None:
     assert one.breakdown is not None
     slow, fast = Ceilings(1e12, 1e14, ""), Ceilings(2e12, 2e14, "")
     one, faster = (
-        one.model_copy(update={"limit": cost.limit(one.problem, rates, one.breakdown.call_ms)})
-        for rates in (slow, fast)
+        one.model_copy(update={"limit": limit(one.problem, rates, one.breakdown.call_ms)}) for rates in (slow, fast)
     )
     found = limits.profiled(one, limits.recorded([one, faster]))
     assert found.limit is not None
     assert found.breakdown is not None
-    assert found.limit.floor_ms == pytest.approx(cost.limit(one.problem, fast, None).floor_ms)
+    assert found.limit.floor_ms == pytest.approx(limit(one.problem, fast, None).floor_ms)
     assert [row.floors for row in found.breakdown.rows] == [pytest.approx(0.09 / found.limit.floor_ms)]

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app
+from benchmarks.harness.cases.problems import Axes, resolve_all
 from benchmarks.harness.sweep import sweep
 from benchmarks.harness.sweep.again import recall
 from benchmarks.harness.workload import files
-from benchmarks.harness.workload.problems import Axes, resolve_all
 from reports.__main__ import app as report_app
 
 from .records_factory import CPU, cell, problem, write

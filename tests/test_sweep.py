@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.cases import problems
 from benchmarks.harness.ruler import sources
-from benchmarks.harness.schema.problem import INDEX_BACKEND
 from benchmarks.harness.schema.record import Record, append, read
 from benchmarks.harness.sweep import sweep as harness
 from benchmarks.harness.worker import host as hosts
 from benchmarks.harness.worker import process
 from benchmarks.harness.worker.host import Host
 from benchmarks.harness.worker.options import Options
-from benchmarks.harness.workload import problems
 from tests import records_factory as made
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -358,7 +357,7 @@ def test_the_one_in_flight_is_blamed_however_long_its_path_is(tmp_path: Path, ho
 def test_planning_needs_no_torch() -> None:
     script = (
         "import sys; from benchmarks.harness.sweep import sweep; "
-        "from benchmarks.harness.workload import problems as p; "
+        "from benchmarks.harness.cases import problems as p; "
         "import benchmarks.commands; sweep.plan([p.Axes(n_atom=1000)], ('gather',)); "
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
@@ -370,4 +369,4 @@ def test_a_plan_has_no_problem_twice_and_begins_with_the_smallest() -> None:
     assert len(groups) == 4
     assert [harness.work(g.problem) for g in groups] == sorted(harness.work(g.problem) for g in groups)
     index = groups_of(("gather", "banded"), level=("index",), mode=("fwd", "fwdbwd"))
-    assert [g.backends for g in index] == [(INDEX_BACKEND,)]
+    assert [g.backends for g in index] == [("build_sparse_pairs",)]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.cases import problems
 from benchmarks.harness.schema.record import read
 from benchmarks.harness.sweep import sweep as harness
 from benchmarks.harness.worker.process import Worker, WorkerDied, WorkerTimeout
-from benchmarks.harness.workload import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP = [

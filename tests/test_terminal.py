@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app, check, console, doctor, inspect, pipeline, profile, regress, regress_table, tune
+from benchmarks.harness.cases import problems
 from benchmarks.harness.regress import regression
 from benchmarks.harness.schema.profile import Profile
 from benchmarks.harness.schema.record import Record
-from benchmarks.harness.workload import problems
 from tests import records_factory as made
 
 # Closes what it did not open, looks like markup, an emoji, a link; sets a title, a colour; turns the line round.

@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 pytest.importorskip("triton")
 
 from benchmarks.commands import app
+from benchmarks.harness.cases import problems
 from benchmarks.harness.sweep import sweep as harness
 from benchmarks.harness.worker.host import Host
 from benchmarks.harness.worker.options import Options
-from benchmarks.harness.workload import problems
 from tests.seam import seam
 from variants.triton import tune as tuning
 from variants.triton import tuned as file
@@ -341,7 +341,7 @@ from benchmarks.commands import app
 from benchmarks.harness.sweep import sweep as harness
 from benchmarks.harness.worker.host import Host
 from benchmarks.harness.worker.options import Options
-from benchmarks.harness.workload import problems
+from benchmarks.harness.cases import problems
 from tests.seam import seam
 from variants.triton import forward
 made = seam(19, 12, heads=2, head_dim=16, channels=8)

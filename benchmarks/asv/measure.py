@@ -18,7 +18,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ..harness.levels import arms
+from ..harness.cases import registry
+from ..harness.cases.problems import Axes, Group
 from ..harness.ruler.device import ForeignPackage, code_hash, code_origin, cpu_cores, cpu_name, total_bytes
 from ..harness.ruler.sources import ruler_hash, tuned_hash
 from ..harness.schema import kernels, record
@@ -29,7 +30,6 @@ from ..harness.sweep.sweep import Settings, Sweep, as_asked, plan, portable
 from ..harness.worker.host import Host
 from ..harness.worker.options import Options
 from ..harness.worker.process import WorkerDied, WorkerTimeout
-from ..harness.workload.problems import Axes, Group
 from . import grid as asv_grid
 from .metrics import KERNEL_METRICS, METRICS, row
 
@@ -150,7 +150,7 @@ def _none_ran(groups: list[Group], status: Status, reason: str) -> list[Record]:
     where, run = _provenance(), f"{datetime.now(UTC):%Y%m%dT%H%M%S}-none"
     made = [
         Record(
-            run=run, group=f"{run}/{group.problem.key[:8]}", backend=arms.name_of(backend), problem=group.problem,
+            run=run, group=f"{run}/{group.problem.key[:8]}", backend=registry.name_of(backend), problem=group.problem,
             status=status, reason=portable(reason), provenance=where,
             again=command(group.problem, backend, as_asked(_options())),
         )

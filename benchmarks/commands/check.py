@@ -7,7 +7,7 @@ import json
 import typer
 from rich.table import Table
 
-from ..harness.levels import arms
+from ..harness.cases import registry
 from ..harness.schema.axes import of_role, unusual_in
 from ..harness.schema.record import Record
 from ..harness.sweep import sweep as harness
@@ -36,7 +36,7 @@ def check(
 
       python -m benchmarks check -b ./my_backend.py -n 512 --window 16 --level attention,block,stack
     """
-    backends = arms.expand(list(opt.paths(backend)))
+    backends = registry.expand(list(opt.paths(backend)))
     out = show.console(stderr=as_json)
     with Host(threads=asked.threads) as host:
         wanted = asked.axes(opt.one_device(asked.device, host), default_workload=("ubiquitin",))

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..harness.levels import arms
+from ..harness.cases import registry
+from ..harness.cases.problems import BadAxis
 from ..harness.schema.comparison import compared, noise_floors
 from ..harness.schema.record import Record, read
 from ..harness.schema.shown import shown_lines
 from ..harness.sweep import sweep as harness
 from ..harness.worker.host import Host
 from ..harness.worker.options import Options
-from ..harness.workload.problems import BadAxis
 from . import console as show
 from . import options as opt
 
@@ -55,13 +55,13 @@ def compare(
         if not records.is_file():
             raise BadAxis(f"--records: expected a file of records, {records} does not exist")
         found = list(read(records))
-        names = [arms.name_of(a), arms.name_of(b)]
+        names = [registry.name_of(a), registry.name_of(b)]
         known = {r.backend for r in found}
         for name in names:
             if name not in known:
                 raise BadAxis(f"--records: {records} holds no {name}; it holds {', '.join(sorted(known))}")
     else:
-        specs = arms.expand([a, b])
+        specs = registry.expand([a, b])
         if len(specs) != 2:
             raise BadAxis(f"A, B: expected two different backends, got {a} and {b}")
         with Host(threads=asked.threads) as host:
@@ -69,7 +69,7 @@ def compare(
             settings = harness.Settings(options=Options(budget_s=group_budget_s, memory=False), **asked.run)
             with show.Live(show.console(stderr=True)) as live:
                 found = harness.Sweep(harness.plan(wanted, specs), settings, live, host).run().records
-        names = [arms.name_of(spec) for spec in specs]
+        names = [registry.name_of(spec) for spec in specs]
     results = pairs(found, names[0], names[1])
     if as_json:
         print(json.dumps(results))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..harness.cases.problems import Group
 from ..harness.ruler.statistics import Verdict
 from ..harness.schema.axes import of_role, unusual, unusual_in
 from ..harness.schema.comparison import compared, noise_floors
@@ -22,7 +23,6 @@ from ..harness.schema.problem import Problem
 from ..harness.schema.record import Record, Timing
 from ..harness.schema.shown import shown, shown_lines
 from ..harness.sweep.sweep import Observer
-from ..harness.workload.problems import Group
 
 STYLES = {
     "ok": "green",

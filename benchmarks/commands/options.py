@@ -18,7 +18,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..harness.levels import arms
+from ..harness.cases import registry
+from ..harness.cases.problems import Axes, BadAxis, grid, workload_of
 from ..harness.schema.axes import AXES, Axis, Device, usual
 from ..harness.schema.record import CannotRecord, MalformedRecord
 from ..harness.schema.shown import shown, shown_lines
@@ -26,7 +27,6 @@ from ..harness.worker.host import Host
 from ..harness.worker.process import WorkerDied, WorkerTimeout
 from ..harness.workload import workloads
 from ..harness.workload.files import FORMATS, split
-from ..harness.workload.problems import Axes, BadAxis, grid, workload_of
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 WHAT, RUN, OUTPUT = "What to measure", "How to measure", "Output"
@@ -168,7 +168,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (BadAxis, workloads.WorkloadError, arms.UnknownBackend, MalformedRecord) as e:
+        except (BadAxis, workloads.WorkloadError, registry.UnknownBackend, MalformedRecord) as e:
             print(f"error: {shown(e)}", file=sys.stderr)
             raise typer.Exit(BAD_INPUT) from None
         except CannotRecord as e:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..harness.levels import arms
+from ..harness.cases import registry
 from ..harness.profile import profiles
 from ..harness.schema.profile import PROFILES, Breakdown, Counters, Profile
 from ..harness.sweep import sweep as harness
@@ -50,7 +50,7 @@ def profile(
 
       python -m benchmarks profile triton_fused gather --dtype bfloat16 --mode fwd,fwdbwd -n 16384 --out out
     """
-    specs = arms.expand(list(opt.paths(backend)))
+    specs = registry.expand(list(opt.paths(backend)))
     if out is not None:
         opt.out_folder(out, PROFILES)
     shown = show.console(stderr=as_json)

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..harness.levels import arms
+from ..harness.cases import registry
+from ..harness.cases.problems import Axes, Group, grid
 from ..harness.sweep import sweep as harness
 from ..harness.worker.options import Options
-from ..harness.workload.problems import Axes, Group, grid
 
 Device = Literal["cpu", "cuda"]
 
@@ -41,7 +41,7 @@ class Programme:
 
 def bench_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Programme:
     """Two cores, four minutes: small ones first, one size with every backend, then gradients, windows and a cap."""
-    every = arms.expand(["all"])
+    every = registry.expand(["all"])
     lean = tuple(spec for spec in every if spec not in compiling)
     base = Axes(device=device, n_atom=2048)
     protein = replace(base, atoms="heavy", n_atom=None, workload="ubiquitin")
@@ -83,7 +83,7 @@ def gpu_programme(device: Device, compiling: frozenset[str] = frozenset()) -> Pr
     times its size), and comes by itself, late, elsewhere: a compilation costs as much as two problems of all others.
     """
     on_gpu = device == "cuda"
-    every = arms.expand(["all"])
+    every = registry.expand(["all"])
     lean = tuple(spec for spec in every if spec not in compiling)
     late = tuple(spec for spec in every if spec in compiling)
     broad = every if on_gpu else lean  # where there is no GPU, this only tries the path

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields, replace
 
 import typer
 
-from ..harness.levels import arms
-from ..harness.schema.problem import INDEX_BACKEND, Problem
+from ..harness.cases import registry
+from ..harness.cases.problems import BadAxis
+from ..harness.levels import sole_backends
+from ..harness.schema.problem import Problem
 from ..harness.sweep.again import find
 from ..harness.worker.options import Options
-from ..harness.workload.problems import BadAxis
 
 # What may be given beside it; where it says how to measure, it counts before what the record says.
 OPTION_OF = {"budget_s": "group_budget_s", "gate_pairs": "pairs", "try_oversized": "try_oversized"}
@@ -54,11 +55,11 @@ def recalled(text: str, ctx: typer.Context, options: Options, files: Iterable[st
 def _backend(name: str, files: Iterable[str]) -> str:
     import variants
 
-    if name == INDEX_BACKEND:
-        return "all"  # the index has no other
+    if name in sole_backends():
+        return "all"  # the level has no other
     if name in variants.names():
         return name
-    return next((file for file in files if arms.is_file(file) and arms.name_of(file) == name), f"{name}.py")
+    return next((file for file in files if registry.is_file(file) and registry.name_of(file) == name), f"{name}.py")
 
 
 def _options(recorded: dict[str, object], options: Options, given: set[str]) -> Options:

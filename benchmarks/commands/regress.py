@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..harness.cases.problems import BadAxis
 from ..harness.regress import regression
 from ..harness.regress.commits import BadRange, Code, between
 from ..harness.regress.versus import Versus
@@ -33,7 +34,6 @@ from ..harness.schema.record import CannotRecord, Record
 from ..harness.schema.shown import shown_lines
 from ..harness.worker.host import Host
 from ..harness.worker.process import ROOT, WorkerDied, WorkerTimeout
-from ..harness.workload.problems import BadAxis
 from ..harness.workload.workloads import WorkloadError
 from . import console as show
 from . import options as opt

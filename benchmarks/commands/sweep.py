@@ -9,14 +9,14 @@ from typing import Annotated, get_args
 
 import typer
 
-from ..harness.levels import arms
+from ..harness.cases import registry
+from ..harness.cases.problems import BadAxis
 from ..harness.schema.record import Status
 from ..harness.schema.shown import shown
 from ..harness.sweep import sweep as harness
 from ..harness.sweep.again import recall
 from ..harness.worker.host import Host
 from ..harness.worker.options import Options
-from ..harness.workload.problems import BadAxis
 from . import console as show
 from . import options as opt
 from .recall import recalled
@@ -90,7 +90,7 @@ def sweep(
     if cell is not None:
         fresh, options = True, cell.options
         asked = replace(asked, seed=cell.problem.seed, threads=asked.threads or cell.threads)
-    backends = arms.expand(list(opt.paths(backend)) if cell is None else [cell.backend])
+    backends = registry.expand(list(opt.paths(backend)) if cell is None else [cell.backend])
     with Host(threads=asked.threads) as host:
         if cell is not None:
             opt.one_device(cell.problem.device, host)
@@ -100,7 +100,7 @@ def sweep(
         groups = harness.plan(wanted, backends)
         if plan_only:
             for group in groups:
-                print(show.title(group.problem), "|", shown(", ".join(map(arms.name_of, group.backends))))
+                print(show.title(group.problem), "|", shown(", ".join(map(registry.name_of, group.backends))))
             return
         settings = harness.Settings(
             out=opt.out_path(out), options=options, budget_s=budget_s, fresh=fresh, retry=frozenset(chosen), **asked.run

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.asv.metrics import SHOWN_ONLY
+from benchmarks.harness import levels
 from benchmarks.harness.ruler.statistics import Ratio
 from benchmarks.harness.schema.axes import AXES
 from reports.read.asv_results import FAILED, NUMBER, STATUS, AsvResults, Commit
@@ -26,7 +27,6 @@ STEP_SHARE = 0.05  # asv's own default: smaller steps are not told
 COMPARED = ("backend", "kernel")  # the parameter that is compared within one problem
 PLACE = "device"
 KERNELS = "kernels"  # the level that is compiled, not run
-FIRST = ("attention", "block", "stack", "encoder", "decoder", "index", KERNELS)
 SIZE = "n_atom"
 PARAM_WORDS = {a.parameter: a.symbol for a in AXES}
 
@@ -52,9 +52,8 @@ class Problem:
     @property
     def order(self) -> tuple[Any, ...]:
         """Levels as the model nests, then the parameters as numbers or as words."""
-        rank = FIRST.index(self.level) if self.level in FIRST else len(FIRST)
         values = [(k, 0, v, "") if isinstance(v, int | float) else (k, 1, 0, str(v)) for k, v in self.params]
-        return rank, self.level, values
+        return levels.rank(self.level), self.level, values
 
     @property
     def setting(self) -> str:

@@ -1,7 +1,7 @@
 """Shares of the machine's limit, computed again for a whole page: one definition of the floor, one ceiling a machine.
 
 A record holds the limit that its own run measured, by the definition of its day. On a page every percentage is
-``100 * floor(problem) / time`` (``levels.cost`` of the bench), each rate being the largest that any record of the
+``100 * floor(problem) / time`` (``cases.limits`` of the bench), each rate being the largest that any record of the
 machine holds: per dtype for products, per working set for bytes (a CPU's caches are faster than its main memory), one
 for exponentials. A ceiling is what a machine can do at most, so that a run in which it came out lower says something
 of that run only; how far it drifted is told beside it. What no record holds binds nothing and is said.
@@ -16,7 +16,8 @@ from statistics import median
 
 from pydantic import ValidationError
 
-from benchmarks.harness.levels.cost import limit
+from benchmarks.harness import levels
+from benchmarks.harness.cases.limits import limit
 from benchmarks.harness.ruler.ceilings import Bandwidth, Ceilings
 from benchmarks.harness.schema.profile import Profile
 from benchmarks.harness.schema.record import Limit, Record
@@ -141,7 +142,7 @@ def recorded(ones: Iterable[Record | Profile]) -> dict[Machine, Recorded]:
 
 def on_this_page(one: Record | Profile, measured_ms: float | None, machines: dict[Machine, Recorded]) -> Limit | None:
     """The limit of a problem by today's definition and the machine's ceilings; None where its own run had none, or
-    sizes and rates are such that no floor can be held in a record."""
+    sizes and rates are such that no floor can be held in a record, or its level is no longer measured."""
     if one.limit is None:
         return None
     own, machine = Recorded(((one.problem.dtype, one.limit),)), machine_of(one)
@@ -149,7 +150,7 @@ def on_this_page(one: Record | Profile, measured_ms: float | None, machines: dic
     assert ceilings is not None
     try:
         return limit(one.problem, ceilings, measured_ms)
-    except (ValidationError, ArithmeticError):
+    except (ValidationError, ArithmeticError, levels.UnknownLevel):
         return None
 
 

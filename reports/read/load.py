@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks.harness.schema.axes import LEVELS, MODES, SYNTHETIC, axis, curve_axes, of_role
+from benchmarks.harness import levels
+from benchmarks.harness.schema.axes import MODES, SYNTHETIC, axis, curve_axes, of_role
 from benchmarks.harness.schema.place import Place, place_of, told_apart
 from benchmarks.harness.schema.problem import Problem
 from benchmarks.harness.schema.profile import PROFILES
@@ -40,8 +41,8 @@ class Setting:
     extra: tuple[tuple[str, int], ...]  # sizes of the model, by the names of their axes
 
     @property
-    def order(self) -> tuple[int, int, int, tuple[tuple[str, int], ...]]:
-        return LEVELS.index(self.level), MODES.index(self.mode), DTYPES.index(self.dtype), self.extra
+    def order(self) -> tuple[int, str, int, int, tuple[tuple[str, int], ...]]:
+        return levels.rank(self.level), self.level, MODES.index(self.mode), DTYPES.index(self.dtype), self.extra
 
     @property
     def label(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.levels.cost import beyond
-from benchmarks.harness.schema.problem import ITEMSIZE, Problem
+from benchmarks.harness import levels
+from benchmarks.harness.cases.limits import beyond
+from benchmarks.harness.schema.problem import Problem
 from benchmarks.harness.schema.record import Limit, Record, Timing
 from reports import words
 
 SHORTEST_MS = 1e-6  # a nanosecond
-_ATOMS_OUT = ("attention", "block", "stack")  # levels that return atoms of the width that they were given
 
 
 def impossible(record: Record) -> str | None:
@@ -37,5 +37,5 @@ def _as_measured(limit: Limit, timing: Timing) -> Limit:
 
 
 def _output_bytes(p: Problem) -> int:
-    """The least that one call must allocate: its output."""
-    return p.batch * p.n_atom * p.c_atom * ITEMSIZE[p.dtype] if p.level in _ATOMS_OUT else 1
+    """The least that one call must allocate: what it returns; nothing is known of a level that is no longer here."""
+    return sum(o.bytes(p) for o in levels.level_of(p.level).outputs) if p.level in levels.names() else 1

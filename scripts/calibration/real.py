@@ -25,16 +25,16 @@ Trial = tuple[st.Verdict, bool, int]  # the verdict, whether the interval holds 
 
 def same_callable(seconds: float, *, n_atom: int = 128) -> Iterator[dict[str, Any]]:
     """Each backend's attention against itself in one process, by the clock and the rule of ``sweep``."""
-    from benchmarks.harness.levels import arms, inputs
-    from benchmarks.harness.levels.case import Case
+    from benchmarks.harness.cases import inputs, registry
+    from benchmarks.harness.cases.case import Case
+    from benchmarks.harness.cases.problems import Axes, resolve
     from benchmarks.harness.ruler.device import pin_threads
-    from benchmarks.harness.workload.problems import Axes, resolve
 
     pin_threads(1)
     problem, source = resolve(Axes(n_atom=n_atom, window=16, device="cpu"))
     built = inputs.build(problem, source)
     for backend in BACKENDS:
-        case = Case(built, arms.converted(backend, built.module))
+        case = Case(built, registry.converted(backend, built.module))
         found: list[Trial] = []
         until, seed = time.monotonic() + seconds / len(BACKENDS), 0
         while time.monotonic() < until:

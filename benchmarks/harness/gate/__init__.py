@@ -1,4 +1,4 @@
 """No speed without correctness: errors and tolerances, a trial at a small size, audits of what a backend touches.
 
-May import ``levels`` and what it may.
+May import ``cases`` and what it may.
 """

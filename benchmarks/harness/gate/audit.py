@@ -12,16 +12,17 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..levels import case, expectation, expected, spans
+from ..cases import case
+from ..reference import expected, rows, runs
 from ..ruler import clock, interleave, statistics
-from . import errors, gate, seam
+from . import attention_calls, errors, gate
 from .failures import WrongResult
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..levels.case import Case, Made
-    from ..levels.inputs import Inputs
+    from ..cases.case import Case, Made
+    from ..reference.inputs import Inputs
 
 _ROW = 256  # words that are summed before they are weighted by their place
 _CHUNK_ROWS = 1 << 16
@@ -125,7 +126,7 @@ def returned_bytes(of: Case, made: Made) -> int:
 
 def _parts() -> Iterator[tuple[Any, str, Any]]:
     """(owner, name, object) of all that measures and compares."""
-    for module in (case, clock, errors, expectation, expected, gate, interleave, seam, spans, statistics):
+    for module in (attention_calls, case, clock, errors, expected, gate, interleave, rows, runs, statistics):
         for name, found in vars(module).items():
             if getattr(found, "__module__", None) != module.__name__:
                 continue

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..levels.expected import Reference, fewer, one_less
+from ..levels import level_of
+from ..reference.expected import Reference, fewer, one_less
 from ..schema.problem import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..levels.expected import Spoil
+    from ..reference.expected import Spoil
 
 
 # Relative error norms allowed at the seam. In half precision a correct backend rounds its scores, weights and output
@@ -30,10 +31,6 @@ TOLERANCE = {"float64": 1e-10, "float32": 5e-6, "float16": 2e-3, "bfloat16": 1.6
 
 
 GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3.2e-2}
-
-
-# Above the seam roundings pile up, layer after layer; the seam inside is held to its own tolerance all the same.
-LEVEL_FACTOR = {"attention": 1.0, "block": 2.0, "stack": 4.0, "encoder": 4.0, "decoder": 4.0, "index": 0.0}
 
 
 # ReLU's derivative jumps: a rounding of relative size u moves a share of about u of the activations across zero and
@@ -74,16 +71,13 @@ CPU_NORM_SLOPE = {"float16": 0.15, "bfloat16": 0.4}
 CPU_ATOM_NORM_SLOPE = {"float16": 0.015, "bfloat16": 0.1}
 
 
-OUTER_SLOPE_FACTOR = 4.0
-
-
 _NORM_WEIGHT = re.compile(r"^grad:.*norm\w*\.weight$")
 
 
 NULL = 1e-6  # of its scale: what a sum that is zero by the mathematics may be in float64
 
 
-SEAM = "attention"
+SEAM = "attention"  # the entry of a gate for the attention inside a larger level
 
 
 ROW = " (worst row)"
@@ -164,9 +158,10 @@ def allowed(name: str, problem: Problem) -> float:
     if name.endswith("norm_pair.weight") and problem.device == "cpu" and dtype in CPU_NORM_WEIGHT:
         return CPU_NORM_WEIGHT[dtype]
     gradient = name.startswith("grad:")
-    level = 1.0 if name.removesuffix(ROW) == SEAM else LEVEL_FACTOR[problem.level]
-    whole = (GRADIENT_TOLERANCE if gradient else TOLERANCE)[dtype] * level
-    if gradient and problem.level != "attention":
+    level = level_of(problem.level)
+    factor = 1.0 if name.removesuffix(ROW) == SEAM else level.error_factor
+    whole = (GRADIENT_TOLERANCE if gradient else TOLERANCE)[dtype] * factor
+    if gradient and level.has_relu:
         whole = max(whole, KINK.get(dtype, 0.0))
     return min(whole * ROW_FACTOR, MOST_PER_ROW) if name.endswith(ROW) else whole
 
@@ -176,8 +171,7 @@ def allowed_slope(name: str, problem: Problem) -> float:
     if problem.device == "cpu" and problem.dtype in CPU_NORM_SLOPE and _NORM_WEIGHT.search(name):
         over_pairs = name.endswith("norm_pair.weight")
         return (CPU_NORM_SLOPE if over_pairs else CPU_ATOM_NORM_SLOPE)[problem.dtype]
-    outer = problem.level in ("encoder", "decoder") and name != SEAM
-    factor = OUTER_SLOPE_FACTOR if outer else 1.0
+    factor = 1.0 if name == SEAM else level_of(problem.level).slope_factor
     return (GRADIENT_SLOPE if name.startswith("grad:") else SLOPE)[problem.dtype] * factor
 
 

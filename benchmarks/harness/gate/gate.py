@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..levels.expected import Reference
+from ..reference.expected import Reference
 from ..schema.problem import Problem
 from ..schema.record import Gate
 from .errors import ROW, Control, allowed, allowed_slope, control_of, error_norms, passes, slope_of
@@ -27,8 +27,8 @@ from .errors import ROW, Control, allowed, allowed_slope, control_of, error_norm
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..levels.case import Case
-    from ..levels.expected import Expected, Spoil
+    from ..cases.case import Case
+    from ..reference.expected import Expected, Spoil
 
 _AFTER = " after timing"
 
@@ -36,14 +36,14 @@ _AFTER = " after timing"
 def check(case: Case, expected: Expected) -> Gate:
     """Run the case once against the expected cotangents, in poisoned memory, and compare everything."""
     from ..ruler.poison import poisoned
-    from . import seam
+    from . import attention_calls
 
     problem = expected.problem
     case.release()  # what an earlier call made is as good as right: its memory is to be poisoned too
-    with seam.watched(case) as calls, poisoned(problem.device):
+    with attention_calls.watched(case) as calls, poisoned(problem.device):
         found = case.run_against(expected.cotangents)
     errors, slopes = _compared(expected, found)
-    at_seam = seam.compared(calls, expected.rows)
+    at_seam = attention_calls.compared(calls, expected.rows)
     errors, slopes = errors | at_seam.errors, slopes | at_seam.slopes
     control = at_seam.control if calls else _control(expected, found)
     case.release()

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..levels import arms
+from ..cases import registry
+from ..levels import SCORE_STD, level_of
 from ..ruler.poison import poisoned
 from ..schema.axes import DType
 from ..schema.problem import Problem
 from ..schema.record import Trial
-from .errors import ROW, allowed, allowed_slope, error_norms, slope_of
+from .errors import ROW, SEAM, allowed, allowed_slope, error_norms, slope_of
 from .failures import synchronize
 
 if TYPE_CHECKING:
@@ -72,12 +73,12 @@ def _dtypes(spec: str, problem: Problem) -> list[DType]:
     """float32 where the backend has it, and the problem's own where that is less exact."""
     import torch
 
-    has_exact = torch.float32 in arms.load(spec).dtypes
+    has_exact = torch.float32 in registry.load(spec).dtypes
     own: list[DType] = [problem.dtype]
     if not has_exact:
         return own
     # What compiles for every dtype is given one chance: the compiler takes tens of seconds.
-    less_exact = problem.dtype in ("bfloat16", "float16") and not arms.load(spec).compiles
+    less_exact = problem.dtype in ("bfloat16", "float16") and not registry.load(spec).compiles
     return ["float32", *own] if less_exact else ["float32"]
 
 
@@ -85,7 +86,7 @@ def _small(problem: Problem, dtype: DType) -> Problem:
     """The trial as a problem: the sizes of heads and pairs are the given one's, so that it runs the same kernels."""
     return problem.model_copy(
         update={
-            "level": "attention",
+            "level": SEAM,
             "mode": "fwd" if problem.mode == "fwd" else "fwdbwd",
             "dtype": dtype,
             "workload": "trial",
@@ -114,7 +115,7 @@ def _run(spec: str, asked: str) -> Trial | None:
         module, call = _build(small, holes=holes)
         try:
             with poisoned(small.device):
-                found = _results(arms.converted(spec, module), call, small)
+                found = _results(registry.converted(spec, module), call, small)
                 synchronize(small.device)
         except UnsupportedError:
             continue
@@ -127,7 +128,7 @@ def _build(small: Problem, *, holes: bool) -> tuple[nn.Module, _Call]:
 
     from pallatom.architecture.atom_transformers import AtomTransformerBlock, build_sparse_pairs
 
-    from ..levels.inputs import SCORE_STD, seed_parameters
+    from ..cases.inputs import seed_parameters
 
     g = torch.Generator().manual_seed(1)
     sizes = torch.randint(1, 15, (N_ATOM,), generator=g)
@@ -168,7 +169,7 @@ def _build(small: Problem, *, holes: bool) -> tuple[nn.Module, _Call]:
 def _results(module: nn.Module, call: _Call, small: Problem) -> dict[str, Tensor | None]:
     import torch
 
-    weights = {n: w for n, w in module.named_parameters() if n.startswith(("norm_pair.", "pair_bias."))}
+    weights = {n: w for n, w in module.named_parameters() if n.startswith(level_of(SEAM).trained)}
     with torch.set_grad_enabled(small.mode != "fwd"):
         output = module._attend(*call.tensors.values(), call.idx, call.valid)  # type: ignore[operator]
         return _with_gradients(output, call, weights, small)
@@ -184,7 +185,7 @@ def _expected(module: nn.Module, call: _Call, small: Problem) -> dict[str, Tenso
     weights = {
         n: w.detach().double().requires_grad_(backward)
         for n, w in module.named_parameters()
-        if n.startswith(("norm_pair.", "pair_bias."))
+        if n.startswith(level_of(SEAM).trained)
     }
     with torch.set_grad_enabled(backward):
         q, k, v, p = wide.values()
@@ -208,7 +209,7 @@ def _with_gradients(
 
 
 def _judged(found: dict[str, Tensor | None], expected: dict[str, Tensor | None], small: Problem) -> Trial:
-    from ..levels.expected import Reference, bias_scales
+    from ..reference.expected import Reference, bias_scales
 
     values = {
         name: Reference(value.detach(), by_row=not name.startswith("grad:weight:"))

@@ -15,11 +15,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
+from ..cases.problems import Group
 from ..schema.problem import Problem
 from ..schema.profile import Counters
 from ..worker.kernel_names import shorten
 from ..worker.process import ROOT
-from ..workload.problems import Group
 
 LIMIT_S = 150.0
 _MOST_KERNELS = 60
@@ -111,12 +111,12 @@ def main(asked: str) -> None:
     """What runs under ``ncu``: one call inside the profiler's window."""
     import torch
 
-    from ..levels import arms, inputs
-    from ..levels.case import Case
+    from ..cases import inputs, registry
+    from ..cases.case import Case
 
     request = json.loads(asked)
     built = inputs.build(Problem.model_validate(request["problem"]), request["source"])
-    case = Case(built, arms.converted(request["backend"], built.module))
+    case = Case(built, registry.converted(request["backend"], built.module))
     for _ in range(3):
         case()
     torch.cuda.synchronize()

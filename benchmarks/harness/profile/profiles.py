@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..levels import arms
+from ..cases import registry
+from ..cases.problems import Group
 from ..schema.problem import Problem
 from ..schema.profile import PROFILES, Counters, Profile, scan_profiles
 from ..schema.record import Provenance, Record
 from ..sweep.sweep import Observer, Pending, Settings, Sweep
 from ..worker.host import Host
 from ..worker.options import Options
-from ..workload.problems import Group
 
 Counting = Callable[[Group, str], Counters]
 AGAIN = frozenset({"wrong", "oom", "timeout", "crashed"})  # no profile: worth another try
@@ -54,7 +54,9 @@ class Profiles(Sweep[Profile]):
         folder = (self.settings.out.parent / "traces").resolve()
         folder.mkdir(parents=True, exist_ok=True)
         problem = pending.group.problem
-        return {"traces": {spec: str(folder / trace_name(problem, arms.name_of(spec))) for spec in pending.backends}}
+        return {
+            "traces": {spec: str(folder / trace_name(problem, registry.name_of(spec))) for spec in pending.backends}
+        }
 
     def _kept(self, pending: Pending, cell: dict[str, Any], where: Provenance) -> Profile:
         if cell.get("trace") is not None:
@@ -80,7 +82,7 @@ def best_and_worst(records: Iterable[Record], wanted: Iterable[Group]) -> list[G
             times.setdefault(record.problem.key, {})[record.backend] = record.timing.median_ms
     for group in wanted:
         timed = {
-            s: t for s in group.backends if (t := times.get(group.problem.key, {}).get(arms.name_of(s))) is not None
+            s: t for s in group.backends if (t := times.get(group.problem.key, {}).get(registry.name_of(s))) is not None
         }
         if timed:
             ends = dict.fromkeys((min(timed, key=timed.__getitem__), max(timed, key=timed.__getitem__)))

@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from ..levels import level_of
 from ..ruler.scratch import Scratch
-from ..schema.problem import INDEX_BACKEND
 from ..schema.record import Record, append
 from ..sweep.sweep import as_asked
 from ..worker.options import Options
@@ -102,7 +102,7 @@ class Versus:
         return [
             Cell(name, problem, source)
             for problem, source in self.plan.problems
-            for name in ((INDEX_BACKEND,) if problem.level == "index" else names)
+            for name in level_of(problem.level).backends(names)
         ]
 
     def _compiling(self, side: Side) -> list[str]:

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cases.problems import Axes, BadAxis, resolve_all
 from ..schema.problem import Problem
 from ..schema.record import Record
 from ..sweep.sweep import work
 from ..worker.options import PHASE_LIMITS_S, Run
 from ..worker.process import Event
-from ..workload.problems import Axes, BadAxis, resolve_all
 from .commits import Code
 
 SIDES = ("a", "b")

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-Level = Literal["attention", "block", "stack", "encoder", "decoder", "index"]
 Mode = Literal["fwd", "fwdbwd", "train"]
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 AtomSet = Literal["backbone", "heavy", "atom14"]
 WindowStyle = Literal["residues", "blocks"]
 Device = Literal["cpu", "cuda"]
 
-LEVELS: tuple[str, ...] = get_args(Level)
+# A level is a file of ``harness/levels``: its name is all that is known of it here.
+LEVELS = tuple(sorted(f.stem for f in (Path(__file__).parents[1] / "levels").glob("[!_]*.py")))
 MODES: tuple[str, ...] = get_args(Mode)
 DTYPES: tuple[str, ...] = get_args(DType)
 ATOM_SETS: tuple[str, ...] = get_args(AtomSet)

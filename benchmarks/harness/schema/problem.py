@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
-from .axes import AXES, AtomSet, Axis, Device, DType, Level, Mode, WindowStyle, absent
+from .axes import AXES, AtomSet, Axis, Device, DType, Mode, WindowStyle, absent
 
 # Bounded, so that whatever shows a record (a 64-bit column, an axis) can hold what is in it.
 _MOST, _LONGEST_MS, _DEEPEST = 2**62, 1e12, 8
@@ -63,6 +63,10 @@ Sample = Annotated[float, Field(gt=0, le=_LONGEST_MS, allow_inf_nan=False)]  # a
 
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+# A name: old records may hold a level that is no longer here; ``cases.problems`` refuses one that is not.
+Level = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
 class _Frozen(BaseModel):
@@ -119,6 +123,11 @@ class Problem(_Frozen):
         return self.c_atom // self.heads
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return ITEMSIZE[self.dtype]
+
+    @property
     def key(self) -> str:
         """A short stable name of this problem: equal problems have equal keys on every machine. An axis that came when
         there were records is left out at its default, so that their keys stand."""
@@ -131,11 +140,3 @@ class Problem(_Frozen):
 
 
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-
-
-# The index has no backend: it is built by the layer itself.
-INDEX_BACKEND = "build_sparse_pairs"
-
-
-# Encoder and decoder build their index themselves, from tok_idx and the window alone.
-OWN_INDEX = ("encoder", "decoder")

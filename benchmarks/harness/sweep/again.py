@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cases.problems import Axes, BadAxis, resolve
+from ..levels import sole_backends
 from ..schema.axes import AXES, SYNTHETIC, axis
-from ..schema.problem import INDEX_BACKEND, Problem
+from ..schema.problem import Problem
 from ..schema.record import Record, read
 from ..workload import files, workloads
-from ..workload.problems import Axes, BadAxis, resolve
 
 OUT = "again.jsonl"  # of its own: what is on file elsewhere stays the newest there until it is looked at
 _KEY_AT_FILE = re.compile(r"(?P<key>.+?@[0-9a-f]{16})@(?P<file>.+)", re.DOTALL)
@@ -28,7 +29,7 @@ def command(problem: Problem, backend: str, options: dict[str, Any], threads: ob
     ``backend`` is a name or the path of a file, ``options`` as a record keeps them.
     """
     name = Path(backend).name
-    words = [*([] if name == INDEX_BACKEND else ["--backend", name]), *axes_words(problem)]
+    words = [*([] if name in sole_backends() else ["--backend", name]), *axes_words(problem)]
     words += ["--threads", str(threads)] if isinstance(threads, int) else []
     words += ["--pairs", str(options["gate_pairs"])]
     if not options["speed"]:

@@ -21,8 +21,9 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from ..levels import arms
-from ..levels.footprint import input_bytes, pair_bytes
+from ..cases import registry
+from ..cases.problems import Axes, BadAxis, Group, resolve_all, workload_of
+from ..levels import level_of, pair_bytes
 from ..ruler.sources import file_hash
 from ..schema.place import FILES, counts
 from ..schema.problem import Problem
@@ -32,11 +33,9 @@ from ..worker.host import START_LIMIT_S, Host, seconds_left
 from ..worker.options import Options, Run
 from ..worker.process import ROOT, WorkerDied, WorkerTimeout
 from ..workload import workloads
-from ..workload.problems import Axes, BadAxis, Group, resolve_all, workload_of
 from .again import command
 
 # Rough relative work, to put the small first.
-_LEVEL_WEIGHT = {"index": 0.2, "attention": 1.0, "block": 1.3, "stack": 4.0, "encoder": 6.0, "decoder": 6.0}
 _MODE_WEIGHT = {"fwd": 1.0, "fwdbwd": 3.0, "train": 3.2}
 
 
@@ -88,7 +87,7 @@ def plan(axes: Iterable[Axes], backends: tuple[str, ...], *, keep_order: bool = 
     """
     groups: dict[str, Group] = {}
     for problem, source in resolve_all(axes):
-        names = (arms.INDEX_BACKEND,) if problem.level == "index" else backends
+        names = level_of(problem.level).backends(backends)
         groups.setdefault(problem.key, Group(problem, names, source))
     if not groups:
         raise BadAxis("the axes: expected at least one combination, got none")
@@ -97,7 +96,8 @@ def plan(axes: Iterable[Axes], backends: tuple[str, ...], *, keep_order: bool = 
 
 def work(problem: Problem) -> float:
     """A group's rough relative cost."""
-    return _LEVEL_WEIGHT[problem.level] * _MODE_WEIGHT[problem.mode] * (pair_bytes(problem) + input_bytes(problem))
+    level = level_of(problem.level)
+    return level.weight * _MODE_WEIGHT[problem.mode] * (pair_bytes(problem) + level.input_bytes(problem))
 
 
 class Sweep(Generic[Kept]):
@@ -241,7 +241,7 @@ class Sweep(Generic[Kept]):
             match event["event"]:
                 case "phase":
                     spent.enter(event["phase"])
-                    self.observer.phase(group, arms.name_of(event["backend"]), event["phase"])
+                    self.observer.phase(group, registry.name_of(event["backend"]), event["phase"])
                 case "cells":
                     pending.cells |= {cell["backend"]: cell for cell in event["cells"]}
                 case "environment":
@@ -301,7 +301,7 @@ class Sweep(Generic[Kept]):
         files = pending.files.get(cell["backend"], {})
         common = own | {
             "run": self.run_id,
-            "backend": arms.name_of(cell["backend"]),
+            "backend": registry.name_of(cell["backend"]),
             "problem": pending.group.problem,
             "provenance": where.model_copy(update={"environment": where.environment | files}),
         }
@@ -361,7 +361,7 @@ def files_of(group: Group, spec: str) -> dict[str, Any]:
     """The user's own files that a cell is made from, by their hashes, and what was read of a structure, as entries of
     its environment; empty where there are none."""
     structure = None if group.source is None or group.source in workloads.names() else group.source
-    own = {"backend": spec if arms.is_file(spec) else None, "structure": structure}
+    own = {"backend": spec if registry.is_file(spec) else None, "structure": structure}
     hashes = {name: file_hash(Path(path)) for name, path in own.items() if path is not None}
     found: dict[str, Any] = {FILES: hashes} if hashes else {}
     if structure is not None:
@@ -386,7 +386,7 @@ def portable(text: str | None) -> str | None:
 
 
 def _key(group: Group, spec: str) -> str:
-    return f"{arms.name_of(spec)}@{group.problem.key}"
+    return f"{registry.name_of(spec)}@{group.problem.key}"
 
 
 def _keys(group: Group) -> list[str]:

@@ -19,11 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cases import footprint, limits, registry
+from ..cases.case import Case
 from ..gate import audit
 from ..gate.failures import DevicePoisoned, WrongResult, check_device, synchronize, text_of, verdict_on
-from ..gate.given import Given
-from ..levels import arms, cost, footprint
-from ..levels.case import Case
+from ..gate.input_sets import InputSets
+from ..levels import level_of, pair_bytes
 from ..ruler.clock import make_clock
 from ..ruler.interleave import Interleaved, interleave
 from ..ruler.statistics import median_interval
@@ -67,8 +68,9 @@ class Group:
         note: Note,
     ) -> None:
         self.problem, self.source, self.options = problem, source, options
+        self.level = level_of(problem.level)
         self._ceilings, self._emit, self._note = ceilings, emit, note
-        self._given: Given | None = None
+        self._input_sets: InputSets | None = None
 
     def run(self, backends: tuple[str, ...]) -> None:
         """Bring every backend to one terminal status."""
@@ -93,7 +95,7 @@ class Group:
     def _may_start(self, name: str) -> bool:
         self._enter(name, "build")
         with self._guard(name):
-            reasons = arms.unavailable(name, self.problem)
+            reasons = registry.unavailable(name, self.problem)
             if reasons:
                 self._out(name, "unsupported", "; ".join(reasons))
                 return False
@@ -108,7 +110,7 @@ class Group:
         """Why this cell is predicted not to fit; None if it fits."""
         from ..ruler.device import available_bytes
 
-        needed = footprint.needed_bytes(self.problem, arms.seam_peak_bytes(name, self.problem))
+        needed = footprint.needed_bytes(self.problem, registry.seam_peak_bytes(name, self.problem))
         available = available_bytes(self.problem.device)
         if needed <= available:
             return None
@@ -119,7 +121,7 @@ class Group:
         self._enter("", "build")
         try:
             roomy = self._room_for_another(wanted)
-            self._given = Given(self.problem, self.source, self.options.gate_pairs, roomy=roomy)
+            self._input_sets = InputSets(self.problem, self.source, self.options.gate_pairs, roomy=roomy)
         except Exception as e:
             status, reason = verdict_on(e)
             for name in wanted:
@@ -132,8 +134,8 @@ class Group:
         """Whether a second set of inputs leaves room for what the hungriest backend allocates."""
         from ..ruler.device import available_bytes
 
-        peak = max(footprint.peak_bytes(self.problem, arms.seam_peak_bytes(name, self.problem)) for name in wanted)
-        needed = footprint.MARGIN * (footprint.input_bytes(self.problem) + peak)
+        peak = max(self.level.peak_bytes(self.problem, registry.seam_peak_bytes(name, self.problem)) for name in wanted)
+        needed = footprint.MARGIN * (self.level.input_bytes(self.problem) + peak)
         return needed <= available_bytes(self.problem.device)
 
     # -- one backend at a time ---------------------------------------------------------------------
@@ -141,30 +143,30 @@ class Group:
     def _prepare(self, name: str) -> Arm | None:
         from ..gate import gate, trial
 
-        assert self._given is not None
-        with self._guard(name), self._given.untouched():
+        assert self._input_sets is not None
+        with self._guard(name), self._input_sets.untouched():
             self._enter(name, "first call")
-            first, *others = self._given.turns
-            arm = Arm(name, Case(first, arms.converted(name, first.module), others))
-            before = arms.tuning_ms(name)
+            first, *others = self._input_sets.turns
+            arm = Arm(name, Case(first, registry.converted(name, first.module), others))
+            before = registry.tuning_ms(name)
             taken = self._milliseconds(arm.case)
-            arm.tuning_ms = arms.tuning_ms(name) - before
+            arm.tuning_ms = registry.tuning_ms(name) - before
             arm.first_call_ms = max(0.0, taken - arm.tuning_ms)
             self._enter(name, "gate")
             assert arm.case.last is not None
             audit.require_own(arm.case, arm.case.last)
-            arm.gate = gate.check(arm.case, self._given.expected[0])
+            arm.gate = gate.check(arm.case, self._input_sets.expected[0])
             if not arm.gate.passed:
                 self._out(name, "wrong", gate.why_red(arm.gate, self.problem), gate=arm.gate)
                 return None
-            if self.problem.level != "index":
+            if self.level.sole_backend is None:
                 tried = trial.of(name, self.problem)
                 arm.gate = arm.gate.model_copy(update={"trial": tried})
                 if tried is not None and not tried.passed:
                     arm.gate = arm.gate.model_copy(update={"passed": False})
                     self._out(name, "wrong", trial.why_red(tried, self.problem), gate=arm.gate)
                     return None
-            arm.path = arms.path(name, arm.case)
+            arm.path = registry.path(name, arm.case)
             if self.options.speed:
                 self._enter(name, "plan")
                 arm.steady_ms, arm.plan_ms = self._plan_ms(arm.case)
@@ -209,12 +211,11 @@ class Group:
         case.release()
         if peak < made:
             raise WrongResult(f"its call returned {made:,} bytes and allocated {peak:,}: the result is from elsewhere")
-        at_seam = self.problem.level == "attention"
         return Memory(
             peak_bytes=peak,
-            model_bytes=arms.seam_peak_bytes(name, self.problem) if at_seam else None,
-            input_bytes=footprint.input_bytes(self.problem),
-            p_bytes=footprint.pair_bytes(self.problem),
+            model_bytes=registry.seam_peak_bytes(name, self.problem) if self.level.is_seam else None,
+            input_bytes=self.level.input_bytes(self.problem),
+            p_bytes=pair_bytes(self.problem),
             source=source,
         )
 
@@ -222,8 +223,8 @@ class Group:
 
     def _time(self, ready: list[Arm]) -> tuple[Interleaved | None, int | None]:
         """Interleave what passed the gate; an arm that fails now is out, and the others start again."""
-        given = self._given
-        assert given is not None
+        sets = self._input_sets
+        assert sets is not None
         while ready:
             calls: dict[str, Callable[[], object]] = {arm.name: arm.case for arm in ready}
             share_ms = 1e3 * self.options.budget_s / len(ready)
@@ -235,7 +236,7 @@ class Group:
 
             def about_to_run(name: str) -> None:
                 nonlocal running
-                given.require(whole=False)  # of the one that ran before, calibration included
+                sets.require(whole=False)  # of the one that ran before, calibration included
                 running = name.removesuffix(AA)
                 self._note(running, "timing")
                 for arm in ready:
@@ -258,7 +259,7 @@ class Group:
                     on_run=about_to_run,
                     on_sample=sampled,
                 )
-                given.require(whole=False)
+                sets.require(whole=False)
                 return timed, order_seed
             except Exception as e:
                 status, reason = verdict_on(e)
@@ -274,25 +275,25 @@ class Group:
     def _exchange(self, block: int) -> None:
         """Before the third block, and before about half of the later ones, the input sets are exchanged: never in step
         with the calls that take turns among them."""
-        assert self._given is not None
+        assert self._input_sets is not None
         if block == 3 or (block > 3 and secrets.randbits(1)):
-            self._given.swap()
+            self._input_sets.swap()
 
     def _guilty(self, ready: list[Arm]) -> list[str]:
-        assert self._given is not None
-        cases = self._given.who_changed([arm.case for arm in ready])
+        assert self._input_sets is not None
+        cases = self._input_sets.who_changed([arm.case for arm in ready])
         return [arm.name for arm in ready if arm.case in cases]
 
     def _look(self, arm: Arm, closing: bool) -> None:
         """Compare what a timed sample made."""
-        assert self._given is not None
+        assert self._input_sets is not None
         assert arm.gate is not None
-        arm.gate = self._given.look(arm.case, arm.gate, closing=closing)
+        arm.gate = self._input_sets.look(arm.case, arm.gate, closing=closing)
         arm.checked += 1
 
     def _supplements(self, arm: Arm) -> dict[str, Any]:
         """What is measured of an arm by itself on CUDA; where it cannot be had, its reason: it costs no cell."""
-        assert self._given is not None
+        assert self._input_sets is not None
         found: dict[str, Any] = {}
         for phase, take in (("timing", supplements.hot), ("graph", supplements.replayed)):
             if phase == "graph" and not self.options.graphs:
@@ -300,7 +301,7 @@ class Group:
                 continue
             self._enter(arm.name, phase)
             try:
-                found |= take(arm.case, self._given)
+                found |= take(arm.case, self._input_sets)
             except RuntimeError as e:
                 found["graph_reason" if phase == "graph" else "hot_reason"] = verdict_on(e)[1]
                 check_device(self.problem.device)
@@ -317,7 +318,7 @@ class Group:
     def _good(self, arm: Arm, timed: Interleaved | None, order_seed: int | None) -> dict[str, Any]:
         timing = None if timed is None else _timing(arm, timed, order_seed)
         limit = None if timing is None else self._limit(timing.median_ms)
-        if limit is not None and (impossible := cost.beyond(limit)) is not None:
+        if limit is not None and (impossible := limits.beyond(limit)) is not None:
             raise WrongResult(impossible)
         return {
             "backend": arm.name,
@@ -339,12 +340,12 @@ class Group:
         from ..ruler.ceilings import Ceilings, ceilings
 
         known = Ceilings(**self._ceilings)
-        found = cost.limit(self.problem, known, measured_ms)
-        if cost.beyond(found) is None:
+        found = limits.limit(self.problem, known, measured_ms)
+        if limits.beyond(found) is None:
             return found
         # Before a backend is accused: something else may have run while the ceilings were measured.
         known = known.raised(ceilings(self.problem.device, self.problem.dtype))
-        return cost.limit(self.problem, known, measured_ms)
+        return limits.limit(self.problem, known, measured_ms)
 
     # -- the ways out ------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..cases.case import Case
 from ..gate.failures import check_device
-from ..levels.case import Case
 from ..ruler.clock import Clock, CpuClock, make_clock
 from ..schema.problem import Problem
 from .measure import Arm, Emit, Group, Note
@@ -89,7 +89,7 @@ class Steps(Group):
         self._arms.pop(backend, None)
         if not self._may_start(backend):
             return
-        if self._given is None and not self._build([backend]):
+        if self._input_sets is None and not self._build([backend]):
             return
         arm = self._prepare(backend)
         if arm is None:
@@ -114,10 +114,10 @@ class Steps(Group):
         """Milliseconds per call, once; what it made is compared, whole if this is the ``last`` sample."""
         self._note(backend, "timing")
         arm = self._arms[backend]
-        assert self._given is not None
+        assert self._input_sets is not None
         with self._guard(backend):
             if secrets.randbits(1):
-                self._given.swap()
+                self._input_sets.swap()
             if backend in self._warm:
                 arm.case()
             arm.case.release()
@@ -130,9 +130,9 @@ class Steps(Group):
 
     def close(self, backend: str) -> None:
         """The cell, without its samples, goes out; where the last sample was not known as such, after another call."""
-        assert self._given is not None
+        assert self._input_sets is not None
         arm = self._arms.pop(backend)
-        with self._guard(backend), self._given.untouched():
+        with self._guard(backend), self._input_sets.untouched():
             self._enter(backend, "gate")
             if backend not in self._looked:
                 arm.case()

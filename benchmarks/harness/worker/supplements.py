@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..cases.case import Case
 from ..gate import gate
 from ..gate.failures import WrongResult
-from ..gate.given import Given
-from ..levels.case import Case
+from ..gate.input_sets import InputSets
 from ..ruler.clock import graphed, make_clock
 
 BLOCKS = 10
@@ -16,14 +16,14 @@ BLOCKS = 10
 LIMIT_MS = 20.0
 
 
-def hot(case: Case, given: Given) -> dict[str, Any]:
+def hot(case: Case, input_sets: InputSets) -> dict[str, Any]:
     """Samples with a warm cache, launch gaps included."""
     clock = make_clock("cuda", cache="hot")
     calls, _ = clock.calibrate(case)
     return {"hot_samples_ms": [clock.sample(case, calls) for _ in range(BLOCKS)]}
 
 
-def replayed(case: Case, given: Given) -> dict[str, Any]:
+def replayed(case: Case, input_sets: InputSets) -> dict[str, Any]:
     """Cold samples of a forward captured in a CUDA graph, whose replay makes the right answer; or why there are none.
 
     Raises
@@ -46,7 +46,7 @@ def replayed(case: Case, given: Given) -> dict[str, Any]:
     clock = make_clock("cuda")
     calls, _ = clock.calibrate(replay)
     samples = [clock.sample(replay, calls) for _ in range(BLOCKS)]
-    fault = gate.glance(given.expected[made.turn], case.named(made))
+    fault = gate.glance(input_sets.expected[made.turn], case.named(made))
     case.release()
     del replay, made
     torch.cuda.empty_cache()

@@ -5,32 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
+
+from ..levels import level_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pallatom.architecture.atom_transformers import AtomTransformerBlock
-
-    from .inputs import Inputs
+    from ..reference.inputs import Inputs
 
 
 def forward_of(inputs: Inputs, module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
     """One forward pass of the level as a function of its fixed arguments, always a tuple of outputs."""
-    level, tensors = inputs.problem.level, inputs.tensors
-    if level == "index":
-        from pallatom.architecture.atom_transformers import build_sparse_pairs
-
-        return lambda tok_idx: tuple(t[None] for t in build_sparse_pairs(tok_idx, inputs.problem.window))
-    if level == "attention":
-        attend = cast("AtomTransformerBlock", module)._attend  # the seam
-        q, k, v, p = (tensors[name] for name in ("Q", "K", "V", "p"))
-        return lambda neighbor_idx, valid_mask: (attend(q, k, v, p, neighbor_idx, valid_mask),)
-    if level in ("block", "stack"):
-        q, c, p = (tensors[name] for name in ("q", "c", "p"))
-        return lambda neighbor_idx, valid_mask: (module(q, c, p, neighbor_idx, valid_mask),)
-    return lambda **fixed: tuple(module(**tensors, **fixed))
+    return level_of(inputs.problem.level).forward(inputs.problem, module, inputs.tensors)
 
 
 @dataclass(frozen=True)

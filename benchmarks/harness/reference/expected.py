@@ -20,9 +20,10 @@ class Reference:
     """One expected tensor, float64.
 
     ``rows`` are the places on axis 1 that it holds (None: all); ``alone``: zero is expected at every other place.
-    ``by_row``: axis 1 is atoms or residues, so that the worst row can be told. ``scale`` stands in for a norm that is
-    less, because its terms cancel; but zeros found where zeros are not due are still an error of 1. ``after_timing``:
-    it also holds for the full cotangents of the timed call.
+    ``by_row``: axis 1 is atoms or residues, so that the worst row can be told. ``scale``: lower bound of the
+    denominator, for gradients whose terms cancel; it does not excuse a result of all zeros, whose error is 1.
+    ``typical``: the same for a row, where the value holds too few rows to tell. ``after_timing``: it also holds for the
+    full cotangents of the timed call.
     """
 
     value: Tensor
@@ -30,12 +31,12 @@ class Reference:
     by_row: bool = False
     alone: bool = False
     scale: float = 0.0
-    typical: float | None = None  # the norm of a row, where the value holds too few to tell
+    typical: float | None = None
     after_timing: bool = True
 
     @functools.cached_property
     def typical_row(self) -> float:
-        """The root mean square norm of a row: less than this is held against this."""
+        """The root mean square norm of a row: lower bound of the denominator of a row's error."""
         if self.typical is not None:
             return self.typical
         norm = max(float(self.value.norm()), self.scale)

@@ -15,10 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .. import levels
 from ..schema.axes import AXES, SYNTHETIC, AtomSet, Device, of_role, usual
-from ..schema.problem import OWN_INDEX, Problem
-from . import files, workloads
-from .workloads import Workload
+from ..schema.problem import Problem
+from ..workload import files, workloads
+from ..workload.workloads import Workload
 
 
 class BadAxis(ValueError):
@@ -91,9 +92,10 @@ def resolve(axes: Axes) -> tuple[Problem, str | None]:
     ------
     BadAxis, workloads.WorkloadError
     """
-    if axes.level == "index":  # integers, without a gradient
-        axes = replace(axes, mode=usual("mode"), dtype=usual("dtype"))
     _check(axes)
+    level = levels.level_of(axes.level)
+    if not level.differentiable:
+        axes = replace(axes, mode=usual("mode"), dtype=usual("dtype"))
     atoms = axes.atoms
     work = workload_of(axes.workload, axes.n_atom, atoms, axes.seed)  # type: ignore[arg-type]
     if not is_text(work.name):
@@ -103,10 +105,10 @@ def resolve(axes: Axes) -> tuple[Problem, str | None]:
         axes.window,
         k_cap=axes.k_cap,
         style=axes.window_style,
-        chains=axes.level not in ("decoder", "index"),
+        chains=level.within_chains,
     )
     asked = {a.name: getattr(axes, a.name) for a in AXES}
-    asked |= {a.name: a.elsewhere for a in of_role("model") if axes.level not in a.levels}
+    asked |= {a.name: a.elsewhere for a in of_role("model") if a.elsewhere is not None and not level.has_blocks}
     problem = _problem(
         **asked
         | {
@@ -160,7 +162,7 @@ def _check(axes: Axes) -> None:
             raise BadAxis(f"{axis.flags[0]}: {why}")
     if axes.c_atom % axes.heads:
         raise BadAxis(f"--heads: expected a divisor of c_atom = {axes.c_atom}, got {axes.heads}")
-    if axes.level in (*OWN_INDEX, "index") and (axes.k_cap is not None or axes.window_style != "residues"):
+    if levels.level_of(axes.level).builds_index and (axes.k_cap is not None or axes.window_style != "residues"):
         raise BadAxis(
             f"--k, --window-style: level {axes.level} builds its own index from the window, "
             f"expected neither, got --k {axes.k_cap} and --window-style {axes.window_style}"

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ..levels import expectation, inputs
-from ..levels.case import Case
+from ..cases import inputs
+from ..cases.case import Case
+from ..levels import level_of
 from ..schema.problem import Problem
 from ..schema.record import Gate
 from . import audit, gate
 from .failures import WrongResult
 
 
-class Given:
+class InputSets:
     """Two sets of inputs that timed calls take turns with, and the reference of each.
 
     The second set is the first with its sign changed, so that they can be exchanged where they lie (:meth:`swap`): an
@@ -26,7 +27,7 @@ class Given:
         self._problem, self._source, self._roomy = problem, source, roomy
         first = inputs.build(problem, source)
         self.turns = [first, inputs.another(first, share_largest=not roomy)]
-        self.expected = [expectation.expect(one, max_pairs=max_pairs) for one in self.turns]
+        self.expected = [level_of(problem.level).expected(one, max_pairs=max_pairs) for one in self.turns]
         self._prints = audit.Fingerprints(self.turns)
         self._swapped = False
 

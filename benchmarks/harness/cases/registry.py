@@ -1,4 +1,4 @@
-"""Backends as the harness meets them: by name from ``variants``, or from a file of the user's own.
+"""Backends as the bench knows them: by name from ``variants``, or from a file of the user's own.
 
 ``--backend gather,./mine.py`` measures a file beside the registered ones: it is loaded from its path, must end
 in a ``BACKEND`` like any other, and is named by its stem.
@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..schema.problem import INDEX_BACKEND, Problem
-from ..workload.problems import is_text
+from ..levels import level_of, sole_backends
+from ..schema.problem import Problem
+from .problems import is_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +43,7 @@ def expand(specs: list[str]) -> tuple[str, ...]:
     import variants
 
     known = variants.names()
-    found: dict[str, str] = {}
+    specs_of: dict[str, str] = {}
     for spec in specs:
         for one in known if spec == "all" else (spec,):
             if is_file(one) and not Path(one).is_file():
@@ -53,8 +54,8 @@ def expand(specs: list[str]) -> tuple[str, ...]:
                 raise UnknownBackend(f"--backend: {one} is named like the registered {name_of(one)}; rename the file")
             if not is_file(one) and one not in known:
                 raise UnknownBackend(f"--backend: expected one of {', '.join(known)}, a .py file, or all; got {one!r}")
-            found.setdefault(name_of(one), str(Path(one).resolve()) if is_file(one) else one)
-    return tuple(found.values())
+            specs_of.setdefault(name_of(one), str(Path(one).resolve()) if is_file(one) else one)
+    return tuple(specs_of.values())
 
 
 @functools.lru_cache(maxsize=64)
@@ -79,7 +80,7 @@ def unavailable(spec: str, problem: Problem) -> list[str]:
     running it."""
     import variants
 
-    if is_file(spec) or spec == INDEX_BACKEND:
+    if is_file(spec) or spec in sole_backends():
         return []
     if spec not in variants.names():  # asv's list of backends is today's, the code may be older
         return [f"backend: {spec} is required, this code has {', '.join(variants.names())}"]
@@ -93,7 +94,7 @@ def converted(spec: str, module: nn.Module) -> nn.Module:
     import variants
     from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
-    if spec == INDEX_BACKEND:
+    if spec in sole_backends():
         return module
     if not is_file(spec):
         return variants.convert(module, spec)
@@ -107,25 +108,17 @@ def converted(spec: str, module: nn.Module) -> nn.Module:
 def path(spec: str, case: Case) -> str | None:
     """Which of its algorithms the backend takes for this case's seam; None where it, or older code, does not say."""
     import variants
-    from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
     ask = getattr(variants, "path", None)
-    if ask is None or spec == INDEX_BACKEND or is_file(spec):
+    if ask is None or spec in sole_backends() or is_file(spec):
         return None
-    if case.inputs.problem.level == "attention":
-        arguments = [*case.inputs.tensors.values(), *case.inputs.fixed.values()]
-        return ask(case.module, *(x.detach() for x in arguments))
-    if case.inputs.problem.level not in ("block", "stack"):
-        return None  # they build their index inside
-    block = next(m for m in case.module.modules() if isinstance(m, AtomTransformerBlock))
-    q, p = case.inputs.tensors["q"].detach(), case.inputs.tensors["p"].detach()
-    heads = q.unflatten(-1, (block.n_heads, block.head_dim))
-    return ask(block, heads, heads, heads, p, *case.inputs.fixed.values())
+    call = level_of(case.inputs.problem.level).seam_call(case.module, case.inputs.tensors | case.inputs.fixed)
+    return None if call is None else ask(*call)
 
 
 def tuning_ms(spec: str) -> float:
     """What the backend's tuning has taken in this process so far; 0 for one that does not tune (nor knows the word)."""
-    spent = None if spec == INDEX_BACKEND else getattr(load(spec), "tuning_ms", None)
+    spent = None if spec in sole_backends() else getattr(load(spec), "tuning_ms", None)
     return 0.0 if spent is None else spent()
 
 
@@ -133,6 +126,6 @@ def seam_peak_bytes(spec: str, problem: Problem) -> int:
     """What the backend's own model says that one call of the seam allocates above its inputs."""
     from .footprint import shape_of
 
-    if spec == INDEX_BACKEND:
+    if spec in sole_backends():
         return 0
     return load(spec).cost(shape_of(problem), "fwd" if problem.mode == "fwd" else "fwdbwd").peak_bytes

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..levels.expected import Reference
+from ..levels import level_of
+from ..reference.expected import Reference
 from .errors import SEAM, TOLERANCE, Control, control_of, error_norms, slope_of
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
-    from ..levels.case import Case
-    from ..levels.expected import Spoil
+    from ..cases.case import Case
+    from ..reference.expected import Spoil
 
 
 @dataclass
@@ -35,12 +36,12 @@ class Call:
 
 @contextmanager
 def watched(case: Case) -> Iterator[list[Call]]:
-    """Collect the seam's calls of a case; at level attention there is nothing beside it, and none are kept."""
+    """Collect the seam's calls of a case; a level that is the seam has nothing beside it, and none are kept."""
     from pallatom.architecture.atom_transformers import AtomTransformerBlock
 
     calls: list[Call] = []
     blocks = [m for m in case.module.modules() if isinstance(m, AtomTransformerBlock)]
-    if case.inputs.problem.level == "attention":
+    if level_of(case.inputs.problem.level).is_seam:
         yield calls
         return
     for block in blocks:
