@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.cases import problems
-from benchmarks.harness.gate import audit
+from benchmarks.harness.gate import audit, tampering
 from benchmarks.harness.ruler import ceilings, clock
+from benchmarks.harness.worker import measure
 from benchmarks.harness.worker.measure import Group
 from benchmarks.harness.worker.options import Options
 
@@ -223,6 +224,16 @@ PATCHES = {
     ),
     "the comparison": "from benchmarks.harness.gate import errors\nerrors.error_norms = lambda *a, **k: {'': 0.0}",
     "a tolerance": "from benchmarks.harness.gate.errors import allowed\nallowed.__code__ = (lambda *a: 9.9).__code__",
+    "a comparison as another module has it": (
+        "from benchmarks.harness.gate import gate\ngate.error_norms = lambda *a, **k: {'': 0.0}"
+    ),
+    "a table of tolerances": "from benchmarks.harness.gate import errors\nerrors.SLOPE['float32'] = 9.9",
+    "a default of the ruler's": "from benchmarks.harness.gate import gate\ngate.glance.__defaults__ = (0,)",
+    "a level's tolerance": "from benchmarks.harness import levels\nlevels.level_of('attention').error_factor = 9.9",
+    "a level's reference": (
+        "from benchmarks.harness.levels.attention import Attention\nAttention.reference = lambda self, *a: None"
+    ),
+    "the floor": "from benchmarks.harness.cases import limits\nlimits.beyond = lambda found: None",
     "the timer": "import time as t\nt.perf_counter = lambda: 0.0",
 }
 
@@ -233,7 +244,7 @@ def test_who_moves_the_ruler_is_named_and_it_is_put_back(patch: str, tmp_path: P
     body = "return right(self, Q, K, V, p, idx, valid)"
     expect_caught(outcomes(planted(tmp_path, body, before=PATCHES[patch])), "replaced parts of what measures it")
     assert (clock.CpuClock.sample, time.perf_counter) == before
-    assert audit.moved() == []
+    assert tampering.moved() == []
 
 
 def test_a_result_that_was_not_allocated_in_its_call_is_from_elsewhere() -> None:
@@ -256,7 +267,7 @@ def test_more_than_the_limit_is_no_speed(tmp_path: Path, monkeypatch: pytest.Mon
         measured_again.append(device)
         return slow
 
-    monkeypatch.setattr(ceilings, "ceilings", again)
+    monkeypatch.setattr(measure, "ceilings", again)
     spec = planted(tmp_path, "return right(self, Q, K, V, p, idx, valid)")
     problem, source = problems.resolve(problems.Axes(n_atom=96, window=8))
     cells: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What a backend may not do to be fast: touch what it was given, answer with something else, or move the ruler.
+"""What a backend may not do to be fast: touch what it was given, or answer with something else.
 
 Inputs, weights, index and mask are shared by all backends of a group; whoever edits one makes the honest ones beside it
 wrong. So everything given is fingerprinted: by torch's own edit counters, which cost nothing, and by two sums over the
@@ -7,15 +7,9 @@ bits, the second weighted by position, which see what a kernel writes past torch
 
 from __future__ import annotations
 
-import time
-import types
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ..cases import case
-from ..reference import expected, rows, runs
-from ..ruler import clock, interleave, statistics
-from . import attention_calls, errors, gate
 from .failures import WrongResult
 
 if TYPE_CHECKING:
@@ -119,43 +113,3 @@ def returned_bytes(of: Case, made: Made) -> int:
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in of.named(made).values() if t is not None
     }
     return sum(size for place, size in storages.items() if place not in given)
-
-
-# -- the ruler itself ------------------------------------------------------------------------------
-
-
-def _parts() -> Iterator[tuple[Any, str, Any]]:
-    """(owner, name, object) of all that measures and compares."""
-    for module in (attention_calls, case, clock, errors, expected, gate, interleave, rows, runs, statistics):
-        for name, found in vars(module).items():
-            if getattr(found, "__module__", None) != module.__name__:
-                continue
-            yield module, name, found
-            if isinstance(found, type):
-                for inner, member in vars(found).items():
-                    if isinstance(member, types.FunctionType | classmethod | staticmethod | property):
-                        yield found, inner, member
-    for name in ("perf_counter", "perf_counter_ns", "monotonic", "process_time"):
-        yield time, name, getattr(time, name)
-
-
-# As they were when the process began, before any backend was loaded.
-_RULER = tuple((owner, name, found, getattr(found, "__code__", None)) for owner, name, found in _parts())
-
-
-def moved() -> list[str]:
-    """The parts of the ruler that are not what they were; all are put back."""
-    found = []
-    for owner, name, original, code in _RULER:
-        if vars(owner).get(name) is not original or getattr(original, "__code__", None) is not code:
-            found.append(f"{getattr(owner, '__qualname__', owner.__name__)}.{name}")
-            if code is not None:
-                original.__code__ = code
-            setattr(owner, name, original)
-    return found
-
-
-def require_unmoved() -> None:
-    """Raise :class:`WrongResult` if a part of the ruler was replaced."""
-    if parts := moved():
-        raise WrongResult(f"it replaced parts of what measures it: {', '.join(parts)}")

@@ -53,10 +53,10 @@ def main(event_fd: int, note_path: str, parent: int, threads: int | None) -> Non
     _die_first(parent)
     channel = Channel(event_fd, note_path)
     channel.note("", "start")
-    from ..gate import audit
+    from ..gate import tampering
     from ..ruler.device import code_origin, cpu_cores, pin_threads
 
-    audit.require_unmoved()  # imported here: the ruler as it is before any backend is loaded
+    tampering.require_unmoved()  # imported here: the ruler as it is before any backend is loaded
     pin_threads(threads or cpu_cores())
     code_origin()  # raises unless what is measured is ours
     for line in sys.stdin:

@@ -21,10 +21,11 @@ from typing import Any
 
 from ..cases import footprint, limits, registry
 from ..cases.case import Case
-from ..gate import audit
+from ..gate import audit, tampering
 from ..gate.failures import DevicePoisoned, WrongResult, check_device, synchronize, text_of, verdict_on
 from ..gate.input_sets import InputSets
 from ..levels import level_of, pair_bytes
+from ..ruler.ceilings import Ceilings, ceilings
 from ..ruler.clock import make_clock
 from ..ruler.interleave import Interleaved, interleave
 from ..ruler.statistics import median_interval
@@ -103,6 +104,7 @@ class Group:
             if shortage:
                 self._out(name, "oom", shortage)
                 return False
+            tampering.require_unmoved()  # a user's file has been run
             return True
         return False
 
@@ -337,8 +339,6 @@ class Group:
         """How near the operation's floor this is; None without the device's ceilings."""
         if self._ceilings is None:
             return None
-        from ..ruler.ceilings import Ceilings, ceilings
-
         known = Ceilings(**self._ceilings)
         found = limits.limit(self.problem, known, measured_ms)
         if limits.beyond(found) is None:
@@ -369,6 +369,7 @@ class Group:
         except DevicePoisoned:
             raise
         except Exception as e:
+            tampering.moved()
             status, reason = verdict_on(e)
             self._out(name, status, reason, text_of(e) if status != "unsupported" else None)
             del e
