@@ -31,7 +31,7 @@ class Trunk(Level):
         return blocks + _level.of_pairs(p, MLP_LAYERS * p.c_atompair**2 + p.c_pair * p.c_atompair + 2 * p.c_pair)
 
     def peak_bytes(self, p: Problem, seam_peak: int) -> int:
-        """Of z's size there is its gradient alone: what a window sees of z is taken out as a band, normed, projected."""
+        """Of z's size there is its gradient alone: what a window sees of z is taken out as a band and projected."""
         pairs, z, stack = _level.pair_bytes(p), Operand("z", TRUNK).bytes(p), _level.stack_bytes(p, seam_peak)
         band = z * min(p.n_res, max(1, 2 * (p.window // 2) - 1)) // p.n_res
         if p.mode == "fwd":  # p_skip and p, and a chunk of pairs on its way
