@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import variants
 from benchmarks.harness.ruler.memory import peak_memory
@@ -207,6 +209,31 @@ def test_strided_arguments(backend: str, part: str) -> None:
     module = variants.convert(model(part, 16, torch.float32), backend)
     got, want = (live_results(module, x, torch.float32) for x in (strided, arguments))
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@BACKENDS
+@PARTS
+def test_second_derivatives_are_refused_aloud(backend: str, part: str) -> None:
+    """Also where all cotangents are constants."""
+    module: Any = variants.convert(getattr(cases, part)(torch.float32), backend)
+    leaves = cases.with_gradients(getattr(cases, f"{part}_inputs")(dtype=torch.float32))
+    z = leaves["z_input" if part == "encoder" else "z"]
+    (first,) = torch.autograd.grad([x.sum() for x in module(**leaves)], z, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated again"):
+        first.sum().backward()
+
+
+@BACKENDS
+@PARTS
+def test_checkpoints_give_the_same_bits(backend: str, part: str) -> None:
+    module: Any = variants.convert(getattr(cases, part)(torch.float32), backend)
+    inputs = getattr(cases, f"{part}_inputs")(dtype=torch.float32)
+    results = []
+    run: Any
+    for run in (module, functools.partial(checkpoint, module, use_reentrant=False)):
+        leaves = cases.with_gradients(inputs)
+        results.append(cases.pull_back(run(**leaves), {**leaves, **dict(module.named_parameters())}))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 @BACKENDS

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pallatom.architecture import _samples
 from pallatom.architecture.atom_transformers import AtomAttentionDecoder, AtomFeatureEncoder, AtomTransformerBlock
@@ -33,6 +32,7 @@ from ._require import pair_weights, require, require_pairs
 from .band.plan import BandPlan, band_path, band_plan
 from .cpu.library import Call, library, library_reasons
 from .cpu.make_pairs import decoder_pairs, encoder_pairs
+from .cpu.once import once_differentiable
 
 _TILE = 24  # query rows of a tile, as in cpu/tiles.h
 _LANES = 16

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pallatom.architecture import _samples
 
 from .library import Pairs, library
+from .once import once_differentiable
 
 _PAD = 16  # channels are padded to a multiple, which is one of every vector's lanes too
 
@@ -82,15 +82,15 @@ class _EncoderPairs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_skip: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        given = ctx.saved_tensors[:6]
-        made = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
+        saved = ctx.saved_tensors  # read once: a checkpoint makes them anew for each reading
+        made = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in saved[:6]]
         names = ("d_position", "d_own", "d_other", "d_band", "d_geometry", "d_weights")
         tensors = {
             "grad_skip": _contiguous(grad_skip),
             "grad": _contiguous(grad),
             **dict(zip(names, made, strict=True)),
         }
-        _run(True, *ctx.saved_tensors, **tensors)
+        _run(True, *saved, **tensors)
         return (*made, None, None, None, None, None)
 
 
