@@ -27,5 +27,5 @@ fi
 echo "newest triton: $newest (pinned: $pinned)"
 export PYTHONPATH="$folder" TRITON_CACHE_DIR="$folder/cache"
 timeout "$limit_s" "$python" -m benchmarks inspect --arch 90
-TRITON_INTERPRET=1 timeout "$limit_s" "$python" -m pytest -n 0 -p no:cacheprovider tests/test_triton_interpreter.py \
+TRITON_INTERPRET=1 timeout "$limit_s" "$python" -m pytest -n 0 -p no:cacheprovider tests/variants/test_triton_interpreter.py \
     -k "two_chains or dead_rows or constant_pairs or gather_with_a_mask"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import ROOT
 from tests.browser import PATIENCE_MS, QUIET, executable, unavailable
 from tests.interpreter import Interpreter, runs_elsewhere
 
@@ -20,15 +21,17 @@ settings.load_profile("any machine")
 INTERPRETER = pytest.StashKey[Interpreter]()
 # What takes longest begins first: the rest then fills the gaps, and no process is left alone with a long test.
 LONGEST = (
-    "test_asv_run", "test_regress_run", "test_cli", "test_triton_interpreter", "test_variants_kinds",
-    "test_variants_values", "test_sweep", "test_sweep_killed", "test_cheats", "test_asv_commits", "test_profile_run",
-    "test_report_history", "test_variants_children", "test_variants_calls", "test_variants_flex", "test_variants",
+    "asv/test_run", "harness/regress/test_run", "commands/test_cli", "variants/test_triton_interpreter",
+    "variants/test_kinds", "variants/test_values", "harness/sweep/test_sweep", "harness/sweep/test_sweep_killed",
+    "harness/gate/test_cheats", "asv/test_commits", "harness/profile/test_profile_run", "reports/test_history",
+    "variants/test_children", "variants/test_samples", "variants/test_calls", "variants/test_flex",
+    "variants/test_conformance", "harness/schema/test_axes", "harness/levels/test_levels",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    order = {ROOT / "tests" / f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,12 +15,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
+
 SWITCH = "TRITON_INTERPRET"
 MARK = "interpreted"
 

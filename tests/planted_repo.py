@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
+
 BUILD = ("pallatom", "variants", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".asv")
 _FIRST_DAY = 1_760_000_000  # commits a day apart: tools that order by date see the history's order

@@ -13,8 +13,8 @@ import pytest
 
 import pallatom
 import variants
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS = ("pallatom", "variants", "benchmarks", "reports", "tests")
 BACKENDS = variants.names()
 ASV_COLLECTS = re.compile(r"(time|timeraw|mem|peakmem|track)_|(Time|Timeraw|Mem|PeakMem|Track)[A-Z_]")

@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 MEASURED = ("pallatom", "variants")
 NOT_INSTALLED = {".md", ".pyc"}
 
