@@ -284,3 +284,8 @@ def test_who_compiles_nothing_imports_no_compiler() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_no_file_of_the_product_is_longer_than_a_reader_bears() -> None:
+    files = [ROOT / "asv_plugin.py", *(f for package in OURS[:-1] for f in _files(package))]
+    assert {f: n for f in files if (n := len(f.read_text().splitlines())) > 400} == {}

@@ -10,7 +10,6 @@ encoder and decoder that override ``_pairs``. All else stays as it is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pallatom.architecture import _samples, _validate
+from pallatom.architecture._chunks import by_rows
 from pallatom.architecture._index import WINDOW_SIZE, atom_pairs, build_sparse_pairs
 from pallatom.architecture._residues import band_columns, residue_band
 
@@ -31,9 +31,6 @@ __all__ = [
     "LinearNoBias",
     "build_sparse_pairs",
 ]
-
-_PAIR_CHUNK = {"cpu": 2**15, "cuda": 2**22}
-"""Slots of the pair tensors that are made at once where no gradient is wanted: what a cache holds; what fills a GPU."""
 
 
 class LinearNoBias(nn.Linear):
@@ -48,25 +45,6 @@ def _pair_mlp(c: int) -> nn.Sequential:
     return nn.Sequential(
         LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c), nn.ReLU(), LinearNoBias(c, c)
     )
-
-
-def _by_rows(make: Callable[[slice], tuple[Tensor, ...]], neighbor_idx: Tensor) -> tuple[Tensor, ...]:
-    """``make(rows)``, tensors [B, rows, K, ...], for all N rows.
-
-    Row by row nothing depends on other rows, so without gradients (which would keep everything anyway) it is done chunk
-    by chunk, and what a chunk makes on its way never leaves the cache. A graph is compiled for all rows at once.
-    """
-    n_atom, n_slot = neighbor_idx.shape
-    step = max(1, _PAIR_CHUNK.get(neighbor_idx.device.type, n_atom * n_slot) // max(1, n_slot))
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or step >= n_atom:
-        return make(slice(0, n_atom))
-    whole: tuple[Tensor, ...] = ()
-    for low in range(0, n_atom, step):
-        part = make(slice(low, low + step))
-        whole = whole or tuple(x.new_empty(len(x), n_atom, *x.shape[2:]) for x in part)
-        for target, x in zip(whole, part):
-            target[:, low : low + step] = x
-    return whole
 
 
 def _for_pairs(c: Tensor, p: Tensor, neighbor_idx: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -310,7 +288,7 @@ class AtomFeatureEncoder(nn.Module):
             p = _samples.add(p_skip, z[:, residue, band_columns(residue, tok[atoms], z)])
             return p_skip, p + self.mlp_p(p)
 
-        p_skip, p = _by_rows(pairs, neighbor_idx)
+        p_skip, p = by_rows(pairs, neighbor_idx)
         return p_skip, p
 
     def _reference_pairs(self, pos_l: Tensor, pos_m: Tensor, own: Tensor, other: Tensor) -> Tensor:
@@ -414,5 +392,5 @@ class AtomAttentionDecoder(nn.Module):
             p = p.masked_fill(~valid_mask[rows, :, None], 0)
             return (p + self.mlp_p(p),)
 
-        (p,) = _by_rows(pairs, neighbor_idx)
+        (p,) = by_rows(pairs, neighbor_idx)
         return p

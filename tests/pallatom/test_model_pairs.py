@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import variants
 from benchmarks.harness.ruler.memory import peak_memory
-from pallatom.architecture import _index
+from pallatom.architecture import _chunks, _index
 from pallatom.architecture import atom_transformers as layer
 from pallatom.architecture._remember import remembered
 from tests.pallatom import model_cases as cases
@@ -33,7 +33,7 @@ def arguments(part: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("slots", [1, 100, 333])
 def test_chunks_make_the_same_pairs(part: str, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row at a time, a few, and a last chunk that is not full: all as the reference has it."""
-    monkeypatch.setitem(layer._PAIR_CHUNK, "cpu", slots)
+    monkeypatch.setitem(_chunks.PAIR_CHUNK, "cpu", slots)
     module, inputs = getattr(cases, part)(), arguments(part)
     want = getattr(_op, f"{part}_reference")(
         module.state_dict(), **inputs, window_size=cases.WINDOW, n_heads=cases.HEADS
@@ -45,7 +45,7 @@ def test_chunks_make_the_same_pairs(part: str, slots: int, monkeypatch: pytest.M
 
 
 def test_chunks_are_for_calls_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(layer._PAIR_CHUNK, "cpu", 8)
+    monkeypatch.setitem(_chunks.PAIR_CHUNK, "cpu", 8)
     sizes: list[int] = []
 
     def make(rows: slice) -> tuple[Tensor]:
@@ -53,9 +53,9 @@ def test_chunks_are_for_calls_without_gradients(monkeypatch: pytest.MonkeyPatch)
         return (torch.arange(10.0)[None, rows, None],)
 
     index = torch.zeros(10, 2, dtype=torch.int64)
-    (whole,) = layer._by_rows(make, index)
+    (whole,) = _chunks.by_rows(make, index)
     with torch.no_grad():
-        (joined,) = layer._by_rows(make, index)
+        (joined,) = _chunks.by_rows(make, index)
     assert sizes == [10, 4, 4, 2]
     assert torch.equal(whole, joined)
 

@@ -96,7 +96,8 @@ def _profile(
     from .profiling import Profiling
 
     asked = Problem.model_validate(problem)
-    group = Profiling(asked, source, Options(**options), ceilings, channel.emit, channel.note, traces)
+    group = Profiling(asked, source, Options(**options), ceilings, channel.emit, channel.note)
+    group.traces = traces
     _run(channel, asked, group, backends)
 
 

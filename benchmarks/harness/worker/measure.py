@@ -60,13 +60,7 @@ class Group:
     """One problem and its backends in this process."""
 
     def __init__(
-        self,
-        problem: Problem,
-        source: str | None,
-        options: Options,
-        ceilings: dict[str, Any] | None,
-        emit: Emit,
-        note: Note,
+        self, problem: Problem, source: str | None, options: Options, ceilings: dict | None, emit: Emit, note: Note
     ) -> None:
         self.problem, self.source, self.options = problem, source, options
         self.level = level_of(problem.level)

@@ -20,10 +20,8 @@ import numpy as np
 from ..gate.failures import synchronize
 from ..ruler.clock import CudaClock, make_clock
 from ..ruler.scratch import Scratch
-from ..schema.problem import Problem
 from . import trace
-from .measure import Arm, Emit, Group, Note
-from .options import Options
+from .measure import Arm, Group
 
 MOST_ROWS = 24
 MOST_TRACE_BYTES = 900_000
@@ -37,18 +35,7 @@ _KEPT = ("user_annotation", "cpu_op", *trace.DEVICE_WORK, *trace.RUNTIME, "ac2g"
 class Profiling(Group):
     """Backends of one problem, each by itself: a profile needs no pairs."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        source: str | None,
-        options: Options,
-        ceilings: dict[str, Any] | None,
-        emit: Emit,
-        note: Note,
-        traces: dict[str, str],
-    ) -> None:
-        super().__init__(problem, source, options, ceilings, emit, note)
-        self._traces = traces
+    traces: dict[str, str]  # where each backend's trace is to be written
 
     def run(self, backends: tuple[str, ...]) -> None:
         """Bring every backend to a cell: its profile, or why there is none."""
@@ -83,7 +70,7 @@ class Profiling(Group):
             "gate": arm.gate.model_dump(mode="json") if arm.gate else None,
             "limit": limit.model_dump(mode="json") if limit else None,
             "summary": trace.summary(shares.kinds, found.items),
-            "trace": _write(chrome, self._traces.get(arm.name)),
+            "trace": _write(chrome, self.traces.get(arm.name)),
             "breakdown": {
                 "calls": found.calls,
                 "call_ms": call_ms,
