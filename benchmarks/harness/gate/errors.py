@@ -38,6 +38,12 @@ GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloa
 # above the roundings themselves: 1.8% through one block, in every backend, against 0.05% with SiLU in its place (a test
 # shows it); 2 √u is allowed.
 KINK = {"float16": 2 * 2**-5.5}
+# In float32 that is rare, and then one activation among B N c: a gradient that few of them decide is off by about one
+# part in the root of their number, however exact all else is. Of 40 right cells (decoder and encoder, 96 atoms) five
+# had one, up to 1.1e-2 in a weight's gradient (its slope 1.8e-3), where 2e-6 is usual; twice the root is allowed, and a
+# quarter of that as a slope. The seam itself has no
+# ReLU: there, and in the trial, gradients are held as before.
+ONE_FLIP = 2.0
 
 
 # A single row has fewer elements to average rounding over than a whole tensor.
@@ -162,8 +168,15 @@ def allowed(name: str, problem: Problem) -> float:
     factor = 1.0 if name.removesuffix(ROW) == SEAM else level.error_factor
     whole = (GRADIENT_TOLERANCE if gradient else TOLERANCE)[dtype] * factor
     if gradient and level.has_relu:
-        whole = max(whole, KINK.get(dtype, 0.0))
+        whole = max(whole, KINK.get(dtype, 0.0), _one_flip(problem))
     return min(whole * ROW_FACTOR, MOST_PER_ROW) if name.endswith(ROW) else whole
+
+
+def _one_flip(problem: Problem) -> float:
+    """What one activation on the wrong side of zero may do to a gradient, in float32."""
+    if problem.dtype != "float32":
+        return 0.0
+    return ONE_FLIP / math.sqrt(problem.batch * problem.n_atom * problem.c_atom)
 
 
 def allowed_slope(name: str, problem: Problem) -> float:
@@ -172,7 +185,9 @@ def allowed_slope(name: str, problem: Problem) -> float:
         over_pairs = name.endswith("norm_pair.weight")
         return (CPU_NORM_SLOPE if over_pairs else CPU_ATOM_NORM_SLOPE)[problem.dtype]
     factor = 1.0 if name == SEAM else level_of(problem.level).slope_factor
-    return (GRADIENT_SLOPE if name.startswith("grad:") else SLOPE)[problem.dtype] * factor
+    gradient = name.startswith("grad:")
+    allowed = (GRADIENT_SLOPE if gradient else SLOPE)[problem.dtype] * factor
+    return max(allowed, _one_flip(problem) / 4) if gradient and level_of(problem.level).has_relu else allowed
 
 
 def passes(
