@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,30 @@ def _peak_cpu(fn: Callable[[], object]) -> tuple[int, str]:
     with profile(profile_memory=True) as recorded:
         result = fn()
     profiler: Any = recorded
-    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocations = _allocations(profiler.kineto_results.experimental_event_tree())
     del result
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+    # What is freed but was there before lowers nothing; the allocator may know its size from an earlier recording.
+    held: dict[int, int] = {}
+    now = peak = 0
+    for _, address, size in sorted(allocations, key=lambda one: one[0]):
+        if size < 0:
+            now -= held.pop(address, 0)
+        else:
+            now, held[address] = now + size, size
+        peak = max(peak, now)
     return peak, "torch CPU allocator's events (torch.profiler, this thread and torch's own)"
+
+
+def _allocations(events: list) -> Iterator[tuple[int, int, int]]:
+    """(time, address, bytes) of each allocation, negative where memory is given back."""
+    from torch._C._profiler import _EventType  # type: ignore[reportMissingImports]
+
+    left = list(events)
+    while left:
+        event = left.pop()
+        left += event.children
+        if event.tag == _EventType.Allocation:
+            yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size
 
 
 def available_bytes(device: str) -> int:

@@ -56,6 +56,17 @@ def test_freeing_what_was_there_before_lowers_nothing() -> None:
     assert peak(swap) == BYTES
 
 
+def test_what_an_earlier_recording_saw_allocated_lowers_nothing_either() -> None:
+    kept: list[torch.Tensor] = []
+    peak(lambda: kept.append(torch.empty(4 * BYTES, dtype=torch.uint8)))
+
+    def swap() -> torch.Tensor:
+        kept.clear()
+        return torch.empty(BYTES, dtype=torch.uint8)
+
+    assert peak(swap) == BYTES
+
+
 def test_autograd_keeps_what_it_saves() -> None:
     x = torch.randn(FLOATS, requires_grad=True)
 
