@@ -19,6 +19,11 @@ def rows(page: str, heading: str) -> dict[str, list[str]]:
     return {first.strip("`"): rest for first, *rest in cells}
 
 
+def test_the_first_page_names_every_backend() -> None:
+    first = README[: README.index("## Two commands")]
+    assert set(re.findall(r"`(\w+)`", first)) == set(variants.names())
+
+
 def test_the_backend_table_lists_every_backend_with_its_devices() -> None:
     table = rows("variants/README.md", "backend")
     assert sorted(table) == sorted(variants.names())

@@ -19,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ..harness.levels import level_of, names
 from ..harness.schema.axes import axis
 from ..harness.schema.cells import ROWS, Cell, value_of
 
@@ -27,8 +28,6 @@ DEVICES = list(axis("device").choices)
 CELLS, SELECTED, DEVICE = "BENCH_CELLS", "BENCH_SELECTED", "BENCH_DEVICE"
 KERNELS = "kernels"  # the level of what the compiler makes, which has axes of its own
 SEED = 20261122
-
-INDEX_BACKEND = "build_sparse_pairs"
 
 
 class BadCells(ValueError):
@@ -53,42 +52,18 @@ def declared(backend: str) -> frozenset[str]:
     return frozenset()
 
 
-def _axes(*usual: str, backend: Iterable[str] = (), **lists: list[Any]) -> dict[str, list[Any]]:
-    """The parameters with their values: those named ``usual`` with their default alone."""
-    whole = {a.parameter: [value_of(v) for v in a.asv] for a in ROWS} | {name: [_PIVOT[name]] for name in usual}
-    return {"device": DEVICES, "backend": list(backend) or list(backends())} | whole | lists
-
-
 # The problem that the default subset turns about.
 _PIVOT = {a.parameter: value_of(a.default) for a in ROWS}
+_LEVELS = {name: found for name in names() if (found := level_of(name).asv) is not None}
 GRIDS: dict[str, dict[str, list[Any]]] = {
-    "attention": _axes(),
-    "block": _axes("window", "k"),
-    "stack": _axes("window", "k"),
-    "encoder": _axes("window", "k"),
-    "index": _axes("k", "dtype", "mode", backend=[INDEX_BACKEND], n_atom=[2048, 16384, 65536]),
-    KERNELS: {"kernel": ["forward", "backward"], "arch": [80, 90], "dtype": ["float32", "bfloat16"]},
-}
+    name: {"device": DEVICES, "backend": list(backends())}
+    | {a.parameter: [value_of(v) for v in a.asv] for a in ROWS}
+    | dict(level.lists)
+    for name, level in _LEVELS.items()
+} | {KERNELS: {"kernel": ["forward", "backward"], "arch": [80, 90], "dtype": ["float32", "bfloat16"]}}
 
-# The default subset, by device: every problem named here, and so many drawn from the rest up to a size. The layer
-# itself and the backends of one problem are interleaved, so a problem brings all of its backends.
-_PIVOTS: dict[str, dict[str, list[dict[str, Any]]]] = {
-    "cpu": {
-        "attention": [{"n_atom": 512}],
-        "block": [{"n_atom": 512}],
-        "stack": [{"n_atom": 512}],
-        "encoder": [{"n_atom": 512}],
-        "index": [{"n_atom": 16384}],
-    },
-    "cuda": {
-        "attention": [{"n_atom": 16384, "dtype": "bfloat16"}, {"n_atom": 16384, "dtype": "bfloat16", "mode": "fwdbwd"}],
-        "block": [{"n_atom": 16384, "dtype": "bfloat16"}],
-        "stack": [{"n_atom": 16384, "dtype": "bfloat16"}],
-        "encoder": [{"n_atom": 2048, "dtype": "bfloat16"}],
-        "index": [{"n_atom": 16384}],
-    },
-}
-_DRAWN = {"cpu": {"attention": 1}, "cuda": {"attention": 4, "block": 1}}
+# The default subset, by device: every problem that a level names, and so many drawn from the rest up to a size. The
+# layer itself and the backends of one problem are interleaved, so a problem brings all of its backends.
 _LARGEST = {"cpu": 512, "cuda": 16384}
 
 
@@ -109,23 +84,21 @@ def default(level: str, devices: Iterable[str]) -> list[Cell]:
         return [(kernel, 90, "bfloat16") for kernel in grid["kernel"]]
     chosen: list[Cell] = []
     for device in devices:
-        problems = [_PIVOT | pivot for pivot in _PIVOTS[device][level]]
+        problems = [_PIVOT | pivot for pivot in _LEVELS[level].pivots[device]]
         drawn = [[_PIVOT[a.parameter]] if a.added else grid[a.parameter] for a in ROWS]  # so that a draw stands
         rest = [dict(zip(_PIVOT, values)) for values in product(*drawn)]
         rest = [one for one in rest if one["n_atom"] <= _LARGEST[device] and one not in problems]
-        problems += random.Random(f"{SEED} {device} {level}").sample(rest, _DRAWN[device].get(level, 0))
-        names = [b for b in grid["backend"] if _fits_default(level, b)]
-        chosen += [(device, b, *problem.values()) for problem in problems for b in names]
+        problems += random.Random(f"{SEED} {device} {level}").sample(rest, _LEVELS[level].drawn.get(device, 0))
+        measured = [b for b in grid["backend"] if _fits_default(level, b)]
+        chosen += [(device, b, *problem.values()) for problem in problems for b in measured]
     return chosen
 
 
 def _fits_default(level: str, backend: str) -> bool:
     """Compiling for every shape takes some longer than a whole commit may. Above the seam backends differ by less and
     cost more: those that the seam finds slow are left out there."""
-    if level == "index":
-        return True
-    said = declared(backend)
-    return "compiles" not in said if level == "attention" else "everyday" in said
+    said = declared(backend) if backend in backends() else frozenset()
+    return "compiles" not in said if _LEVELS[level].every_backend else "everyday" in said
 
 
 def wanted(level: str, text: str | None = None, devices: Iterable[str] | None = None) -> list[Cell]:

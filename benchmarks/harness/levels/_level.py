@@ -94,10 +94,9 @@ class AsvGrid:
     """What asv measures of a level: the lists in which its grid differs from ``asv/grid.py``'s, and its default subset.
 
     ``pivots``: by device, the problems that are always in the subset, by what differs from the usual one; ``drawn``: by
-    device, how many more are drawn. ``suite``: module and class by which asv's results know it.
+    device, how many more are drawn.
     """
 
-    suite: str
     lists: Mapping[str, list[Any]] = field(default_factory=dict)
     pivots: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     drawn: Mapping[str, int] = field(default_factory=dict)

@@ -30,7 +30,6 @@ class Attention(Level):
     given = INDEX
     outputs = (Operand("output", _SEAM, attended=True),)
     asv = AsvGrid(
-        "block.Attention",
         pivots={
             "cpu": ({"n_atom": 512},),
             "cuda": (

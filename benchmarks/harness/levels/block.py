@@ -25,7 +25,6 @@ class Block(Level):
     given = INDEX
     outputs = (Operand("output", "B N c_atom"),)
     asv = AsvGrid(
-        "block.Block",
         {"window": [32], "k": ["all"]},
         {"cpu": ({"n_atom": 512},), "cuda": ({"n_atom": 16384, "dtype": "bfloat16"},)},
         {"cuda": 1},

@@ -41,7 +41,6 @@ class Encoder(Trunk):
         Operand("c_l", ATOM),
     )
     asv = AsvGrid(
-        "encoder.Encoder",
         {"window": [32], "k": ["all"]},
         {"cpu": ({"n_atom": 512},), "cuda": ({"n_atom": 2048, "dtype": "bfloat16"},)},
     )

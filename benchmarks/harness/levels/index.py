@@ -26,7 +26,6 @@ class Index(Level):
     given = (TOK_IDX,)
     outputs = INDEX
     asv = AsvGrid(
-        "index.Index",
         {
             "backend": [sole_backend],
             "n_atom": [2048, 16384, 65536],

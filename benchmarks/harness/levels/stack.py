@@ -19,7 +19,6 @@ class Stack(Block):
     order, weight, error_factor = 2, 4.0, 4.0
     has_blocks = True
     asv = AsvGrid(
-        "stack.Stack",
         {"window": [32], "k": ["all"]},
         {"cpu": ({"n_atom": 512},), "cuda": ({"n_atom": 16384, "dtype": "bfloat16"},)},
     )

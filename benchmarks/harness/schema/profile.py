@@ -9,18 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from .problem import Count, Milliseconds, Problem
+from .problem import Count, Milliseconds, Problem, _Frozen
 from .record import Gate, Limit, Provenance, Status, scan_lines
 
 PROFILES = "profiles.jsonl"  # beside records.jsonl
 Share = Annotated[float, Field(ge=0, le=1.0001, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Row(_Frozen):

@@ -20,13 +20,13 @@ TWICE = '''
 """Level ``twice``: the seam, two times its output."""
 
 from .attention import Attention
-from ._level import Work
+from ._level import AsvGrid, Work
 
 
 class Twice(Attention):
     about = "Twice the seam."
     order = 9
-    asv = None
+    asv = AsvGrid({"n_atom": [64]}, {"cpu": ({"n_atom": 64},), "cuda": ({"n_atom": 64},)})
 
     def forward(self, p, module, tensors):
         once = super().forward(p, module, tensors)
@@ -90,6 +90,11 @@ def test_one_file_is_all_that_one_more_level_takes(tmp_path: Path) -> None:
     drawn = run("reports", "r.jsonl", "--out", "page")
     assert drawn.returncode == 0, drawn.stderr
     assert "twice, forward" in (tmp_path / "page" / "report.md").read_text()
+    listed = (
+        "from benchmarks.asv import grid as g; print(g.GRIDS['twice']['n_atom'], len(g.default('twice', ['cpu'])) > 1)"
+    )
+    told = subprocess.run([sys.executable, "-c", listed], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.stdout.strip() == "[64] True", told.stderr
     refused = run("benchmarks", "sweep", *axes, "--level", "thrice")
     assert refused.returncode == 2
     assert "twice" in refused.stdout + refused.stderr

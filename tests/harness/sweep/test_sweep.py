@@ -279,7 +279,7 @@ def test_a_backend_of_the_users_own_that_was_edited_is_measured_again(tmp_path: 
     settings = harness.Settings(out=out, options=QUICK)
     harness.Sweep(groups_of((mine,)), settings, host=host).run()
     assert waiting(out, host, backend=mine) == 0
-    plant(tmp_path, "mine", "pass  # otherwise")
+    plant(tmp_path, "mine", "pass  # another text of the same file")
     assert waiting(out, host, backend=mine) == 1
 
 
