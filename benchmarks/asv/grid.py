@@ -84,7 +84,7 @@ def default(level: str, devices: Iterable[str]) -> list[Cell]:
         return [(kernel, 90, "bfloat16") for kernel in grid["kernel"]]
     chosen: list[Cell] = []
     for device in devices:
-        problems = [_PIVOT | pivot for pivot in _LEVELS[level].pivots[device]]
+        problems = [_PIVOT | dict(pivot) for pivot in _LEVELS[level].pivots[device]]
         drawn = [[_PIVOT[a.parameter]] if a.added else grid[a.parameter] for a in ROWS]  # so that a draw stands
         rest = [dict(zip(_PIVOT, values)) for values in product(*drawn)]
         rest = [one for one in rest if one["n_atom"] <= _LARGEST[device] and one not in problems]
